@@ -1,0 +1,337 @@
+"""The planar flow: one step, a chain of K steps, its inverse, and the two classes that hold parameters.
+
+A step moves z along one direction, by an amount that depends on one coordinate of z only:
+
+    f(z) = z + û tanh(wᵀz + b),        log|det ∂f/∂z| = log(h² + (1 + wᵀû)(1 − h²)),   h = tanh(wᵀz + b).
+
+û is u, changed just enough along w that 1 + wᵀû > 0, which makes f invertible.
+
+Source: Rezende & Mohamed 2015, "Variational Inference with Normalizing Flows", section 4.1 and appendix A.1.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+
+CONSTRAINTS = ("paper", "shifted")
+LOG_E_MINUS_1 = math.log(math.e - 1)  # softplus(log(e − 1)) = 1, so the shifted m has m(0) = 0
+
+
+def constrain_u(w: Tensor, u: Tensor, constraint: str = "paper") -> Tensor:
+    """Return û, the smallest change of u along w that makes the planar step invertible.
+
+        û = u + (m(s) − s) w/‖w‖²,   s = wᵀu,   so that wᵀû = m(s) > −1
+        "paper":    m(s) = −1 + softplus(s)                  (m(0) = −0.307: u = 0 is not the identity)
+        "shifted":  m(s) = −1 + softplus(s + log(e − 1))     (m(0) = 0: u = 0 is the identity)
+
+    Shapes: w, u and û are (..., D), batch shapes broadcast. At w = 0 exactly the step is a translation,
+    whatever u is, and û = u by convention.
+
+    As ‖w‖ → 0 the paper's û truly diverges, like 0.307/‖w‖, and its gradient like 1/‖w‖². Both are finite for
+    ‖w‖ ≥ 1e-6; where 1/‖w‖² would overflow (‖w‖ < 4e-16 in float32) w counts as 0. The shifted û stays
+    bounded, its gradient grows like 1/‖w‖ only.
+
+    Raises ValueError for an unknown constraint or shapes that do not fit, TypeError for a dtype that is not one
+    floating type.
+
+    Source: Rezende & Mohamed 2015, appendix A.1 (the paper's m). Derived in: notebooks/03_u_hat_constraint,
+    section "What is the smallest change of u that keeps the step invertible?".
+
+    >>> w, u = torch.tensor([1.0, 0.0]), torch.tensor([-4.0, 2.0])
+    >>> (w @ constrain_u(w, u)).item() > -1
+    True
+    """
+    _check_tensors(w=w, u=u)
+    if w.shape[-1:] != u.shape[-1:]:
+        raise ValueError(f"u must end in the same size D as w, got u {tuple(u.shape)} and w {tuple(w.shape)}")
+    return _constrain(w, u, constraint)[0]
+
+
+def _constrain(w: Tensor, u: Tensor, constraint: str) -> tuple[Tensor, Tensor]:
+    """Return û (..., D) and slack = 1 + wᵀû = 1 + m(s) > 0 (...,), which is never recomputed from û."""
+    if constraint not in CONSTRAINTS:
+        raise ValueError(f"constraint must be one of {CONSTRAINTS}, got {constraint!r}")
+    # ‖w‖ and ŵ = w/‖w‖ by scaling first: ‖w‖² on its own would underflow for ‖w‖ < 1e-19 in float32.
+    tiny = torch.finfo(w.dtype).tiny ** 0.4 if constraint == "paper" else 0.0
+    largest = w.detach().abs().amax(dim=-1, keepdim=True)
+    is_zero = largest <= tiny
+    scale = torch.where(is_zero, 1.0, largest)
+    w_scaled = torch.where(is_zero, 1.0, w / scale)
+    norm_scaled = w_scaled.norm(dim=-1, keepdim=True)
+    w_hat, norm = w_scaled / norm_scaled, norm_scaled * scale
+
+    s = norm * (w_hat * u).sum(dim=-1, keepdim=True)
+    if constraint == "paper":
+        slack = F.softplus(s)
+        m_minus_s = F.softplus(-s) - 1
+    else:
+        slack = F.softplus(s + LOG_E_MINUS_1)
+        # m(s) − s without cancellation near s = 0, where it is −s/e, and without overflow at either end:
+        # log(1 + (e⁻ˢ − 1)/e) for s ≥ 0, log(1 + (eˢ − 1)(1 − 1/e)) − s for s < 0.
+        positive = s >= 0
+        factor = torch.where(positive, 1 / math.e, 1 - 1 / math.e)
+        m_minus_s = torch.log1p(factor * torch.expm1(torch.where(positive, -s, s))) + F.relu(-s)
+    u_hat = torch.where(is_zero, u, u + m_minus_s / norm * w_hat)
+    slack = torch.where(is_zero, 1.0, slack)
+    return u_hat, slack.squeeze(-1)
+
+
+def planar_step(
+    z: Tensor, w: Tensor, u: Tensor, b: Tensor, slack: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Apply one planar step with u exactly as given, and return where z lands and the step's log|det|.
+
+        f(z) = z + u h,     h = tanh(a),  a = wᵀz + b
+        ladj = log|1 + wᵀu h′| = log|h² + slack h′|,     h′ = 1 − h²,  slack = 1 + wᵀu
+
+    The second form has no cancellation where slack → 0. Pass `slack` if it is known better than 1 + wᵀu can be
+    recomputed; `planar_chain` does. Without it the step may fold: nothing here asks that f be invertible.
+
+    Shapes: z, w, u (..., D), b and slack (...,); returns z_next (..., D), ladj (...,), in nats.
+
+    Source: Rezende & Mohamed 2015, equations (10) to (12). Derived in: notebooks/02_planar_flow, section
+    "What is the determinant?".
+
+    >>> z, w, u, b = torch.zeros(2), torch.ones(2), torch.ones(2), torch.tensor(0.0)
+    >>> planar_step(z, w, u, b)[1].exp().item()  # 1 + wᵀu at the hyperplane
+    3.0
+    """
+    if slack is None:
+        slack = 1 + (w * u).sum(dim=-1)
+    a = (w * z).sum(dim=-1) + b
+    h = torch.tanh(a)
+    h_prime = 4 * torch.sigmoid(2 * a) * torch.sigmoid(-2 * a)  # = 1 − tanh² a, accurate where tanh² a → 1
+    z_next = z + u * h.unsqueeze(-1)
+    ladj = torch.log(torch.abs(h**2 + slack * h_prime))
+    return z_next, ladj
+
+
+def planar_chain(
+    z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper"
+) -> tuple[Tensor, Tensor]:
+    """Push z0 through K planar steps, each made invertible by û, and sum their log-determinants.
+
+        zK = f_K(… f_1(z0)),     sum_ladj = Σ_k log|det ∂f_k/∂z_{k−1}|,     log qK(zK) = log q0(z0) − sum_ladj
+
+    Shapes: z0 (..., D), w and u (..., K, D), b (..., K), batch shapes broadcast; returns zK (..., D) and
+    sum_ladj (...,), in nats. K = 0 is the identity.
+
+    Raises ValueError for shapes that do not fit, D < 1 or an unknown constraint, TypeError for mixed or
+    non-floating dtypes.
+
+    Source: Rezende & Mohamed 2015, equation (13). Derived in: notebooks/02_planar_flow, section
+    "What happens when K steps follow one another?".
+
+    >>> z0, w, u, b = torch.zeros(5, 2), torch.ones(5, 3, 2), torch.ones(5, 3, 2), torch.zeros(5, 3)
+    >>> zK, sum_ladj = planar_chain(z0, w, u, b)
+    >>> zK.shape, sum_ladj.shape
+    (torch.Size([5, 2]), torch.Size([5]))
+    """
+    batch = _check_chain("z0", z0, w, u, b)
+    u_hat, slack = _constrain(w, u, constraint)
+    z, sum_ladj = z0.expand(*batch, z0.shape[-1]), z0.new_zeros(batch)
+    for w_k, u_k, b_k, slack_k in _steps(w, u_hat, b, slack):
+        z, ladj = planar_step(z, w_k, u_k, b_k, slack_k)
+        sum_ladj = sum_ladj + ladj
+    return z, sum_ladj
+
+
+def planar_inverse(zK: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper") -> Tensor:
+    """Invert `planar_chain`: return the z0 that the K steps send to zK.
+
+    Each step, undone last to first, is one scalar equation: with y = f(z), a = wᵀz + b and a′ = wᵀy + b,
+
+        a + wᵀû tanh(a) = a′     strictly increasing in a, with its root within |wᵀû| of a′
+        z = y − û tanh(a)
+
+    solved by Newton's method inside that bracket. First derivatives come from the implicit function theorem;
+    asking for a second derivative is an error. f(f⁻¹(y)) = y up to rounding times the chain's own
+    amplification: a step with wᵀû = 1000 magnifies an error up to a thousandfold.
+
+    Shapes, convention and errors as `planar_chain`. Source: the bracket is that of TuringLang/Bijectors.jl,
+    PlanarLayer. Derived in: notebooks/03_u_hat_constraint, section "How is a step inverted?".
+
+    >>> w, u, b = torch.ones(3, 2), torch.ones(3, 2), torch.zeros(3)
+    >>> zK, _ = planar_chain(torch.tensor([0.5, -1.0]), w, u, b)
+    >>> [round(c, 4) for c in planar_inverse(zK, w, u, b).tolist()]
+    [0.5, -1.0]
+    """
+    batch = _check_chain("zK", zK, w, u, b)
+    u_hat, slack = _constrain(w, u, constraint)
+    z = zK.expand(*batch, zK.shape[-1])
+    for w_k, u_k, b_k, slack_k in reversed(_steps(w, u_hat, b, slack)):
+        a = _SolveAlongW.apply((w_k * z).sum(dim=-1) + b_k, slack_k.expand(batch))
+        z = z - u_k * torch.tanh(a).unsqueeze(-1)
+    return z
+
+
+class _SolveAlongW(torch.autograd.Function):
+    """Solve a + (slack − 1) tanh(a) = target for a; shapes (...,), broadcast already."""
+
+    @staticmethod
+    def forward(ctx, target: Tensor, slack: Tensor) -> Tensor:
+        m = slack - 1
+        lo, hi = target - m.abs(), target + m.abs()
+        # g is odd, so take target ≥ 0. There Newton's method is monotone from target/(1 + m) for m > 0
+        # (g concave) and from target − m for m < 0 (g convex); the bracket only guards against rounding.
+        a = torch.where(m > 0, target / slack.clamp(min=1), target - m * target.sign())
+        tolerance = 4 * torch.finfo(target.dtype).eps
+        for _ in range(200):
+            h = torch.tanh(a)
+            residual = a + m * h - target
+            lo, hi = torch.where(residual < 0, a, lo), torch.where(residual > 0, a, hi)
+            newton = a - residual / (h**2 + slack * (1 - h**2))
+            a_next = torch.where((newton >= lo) & (newton <= hi), newton, (lo + hi) / 2)
+            converged = (a_next - a).abs() <= tolerance * a.abs()
+            a = torch.where(residual == 0, a, a_next)
+            if bool((converged | (residual == 0)).all()):
+                break
+        ctx.save_for_backward(a, slack)
+        return a
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, slack = ctx.saved_tensors
+        h = torch.tanh(a)
+        grad_target = grad / (h**2 + slack * 4 * torch.sigmoid(2 * a) * torch.sigmoid(-2 * a))
+        return grad_target, -h * grad_target
+
+
+class PlanarTransform(Transform):
+    """Wrap K planar steps as a `torch.distributions` transform, so that `rsample` and `log_prob` work.
+
+    `log_prob` at points it did not sample goes through `planar_inverse`.
+
+    Shapes: w, u (..., K, D), b (..., K). Derived in: notebooks/03_u_hat_constraint, section
+    "What is log q_K at a point we never sampled?".
+
+    >>> from torch.distributions import Independent, Normal, TransformedDistribution
+    >>> q0 = Independent(Normal(torch.zeros(2), 1.0), 1)
+    >>> qK = TransformedDistribution(q0, PlanarTransform(torch.ones(3, 2), torch.ones(3, 2), torch.zeros(3)))
+    >>> qK.log_prob(torch.zeros(5, 2)).shape
+    torch.Size([5])
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(
+        self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper", cache_size: int = 1
+    ) -> None:
+        super().__init__(cache_size=cache_size)
+        self.w, self.u, self.b, self.constraint = w, u, b, constraint
+        _check_parameters(w, u, b)
+
+    def with_cache(self, cache_size: int = 1) -> "PlanarTransform":
+        """Return the same transform with another cache size (asked for by `torch.distributions`)."""
+        return PlanarTransform(self.w, self.u, self.b, self.constraint, cache_size)
+
+    def _call(self, z0: Tensor) -> Tensor:
+        return planar_chain(z0, self.w, self.u, self.b, self.constraint)[0]
+
+    def _inverse(self, zK: Tensor) -> Tensor:
+        return planar_inverse(zK, self.w, self.u, self.b, self.constraint)
+
+    def log_abs_det_jacobian(self, z0: Tensor, zK: Tensor) -> Tensor:
+        """Return sum_ladj at z0, shape (...,)."""
+        return planar_chain(z0, self.w, self.u, self.b, self.constraint)[1]
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        """Broadcast a base shape (..., D) with the parameters' batch shape."""
+        return torch.broadcast_shapes(shape, self.w.shape[:-2] + self.w.shape[-1:])
+
+    inverse_shape = forward_shape
+
+
+class PlanarFlow(nn.Module):
+    """Hold w, u (K, D) and b (K,) as free parameters of one flow, near the identity at the start.
+
+    Calling it gives (zK, sum_ladj); `inverse` gives z0. Raises ValueError for D < 1, K < 0 or an unknown
+    constraint. Derived in: notebooks/04_fitting_densities, section "How do we fit it?".
+
+    >>> _ = torch.manual_seed(0)
+    >>> zK, sum_ladj = PlanarFlow(D=2, K=8)(torch.zeros(5, 2))
+    >>> bool(sum_ladj.abs().max() < 0.5)
+    True
+    """
+
+    def __init__(self, D: int, K: int, constraint: str = "shifted") -> None:
+        super().__init__()
+        check_sizes(D=D, K=K)
+        if constraint not in CONSTRAINTS:
+            raise ValueError(f"constraint must be one of {CONSTRAINTS}, got {constraint!r}")
+        self.constraint = constraint
+        w = torch.randn(K, D)
+        # The paper's step is the identity at u = log(e − 1) w/‖w‖², the shifted one at u = 0.
+        identity = (
+            LOG_E_MINUS_1 * w / (w**2).sum(-1, keepdim=True) if constraint == "paper" else torch.zeros(K, D)
+        )
+        self.w = nn.Parameter(w)
+        self.u = nn.Parameter(identity + 0.01 * torch.randn(K, D))
+        self.b = nn.Parameter(torch.zeros(K))
+
+    def forward(self, z0: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (zK, sum_ladj), as `planar_chain`."""
+        return planar_chain(z0, self.w, self.u, self.b, self.constraint)
+
+    def inverse(self, zK: Tensor) -> Tensor:
+        """Return z0, as `planar_inverse`."""
+        return planar_inverse(zK, self.w, self.u, self.b, self.constraint)
+
+
+def check_sizes(D: int, K: int) -> None:
+    """Raise ValueError unless D ≥ 1 and K ≥ 0 are integers."""
+    for name, value, least in (("D", D, 1), ("K", K, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def _steps(w: Tensor, u_hat: Tensor, b: Tensor, slack: Tensor) -> list[tuple[Tensor, ...]]:
+    # unbind, not w[..., k, :] in a loop: indexing makes the backward pass quadratic in K.
+    return list(zip(w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), slack.unbind(-1), strict=True))
+
+
+def _check_tensors(**tensors: Tensor) -> None:
+    """Raise TypeError unless all are floating tensors of one dtype."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"{name} must have a floating dtype, got {tensor.dtype}: convert it with .float()"
+            )
+    dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+    if len(set(dtypes.values())) > 1:
+        raise TypeError(f"{', '.join(tensors)} must share one dtype, got {dtypes}")
+
+
+def _check_parameters(w: Tensor, u: Tensor, b: Tensor) -> int:
+    """Check the shapes and dtypes of a chain's parameters (no values: that would wait for the device); return D."""
+    _check_tensors(w=w, u=u, b=b)
+    if w.dim() < 2 or u.shape != w.shape or b.shape != w.shape[:-1]:
+        raise ValueError(
+            "w, u and b must have shapes (..., K, D), (..., K, D) and (..., K), "
+            f"got {tuple(w.shape)}, {tuple(u.shape)} and {tuple(b.shape)}"
+        )
+    if w.shape[-1] < 1:
+        raise ValueError(f"w must have D ≥ 1 as its last size, got shape {tuple(w.shape)}")
+    return w.shape[-1]
+
+
+def _check_chain(name: str, z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> torch.Size:
+    """Check that z fits the parameters, and return the batch shape of both together."""
+    D = _check_parameters(w, u, b)
+    _check_tensors(**{name: z}, w=w)
+    if z.dim() < 1 or z.shape[-1] != D:
+        raise ValueError(f"{name} must have shape (..., {D}) to fit w, got {tuple(z.shape)}")
+    try:
+        return torch.broadcast_shapes(z.shape[:-1], w.shape[:-2])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} and w must have batch shapes that broadcast, got {tuple(z.shape[:-1])} and {tuple(w.shape[:-2])}"
+        ) from error

@@ -1,0 +1,254 @@
+"""Training: one loop, its history, and models that are trained once and then loaded."""
+
+import ast
+import hashlib
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from planar_helpers.data import REPOSITORY, Images, to_float
+from planar_helpers.elbo import ElboTerms
+from planar_helpers.run import by_budget, pick_device, seed_all
+from planar_helpers.vae import PlanarVAE
+
+RUNS = REPOSITORY / "runs"
+SCHEDULES = ("constant", "cosine")
+
+
+class History(NamedTuple):
+    """The four terms' means by epoch, on train and on test: ElboTerms of (epochs,) tensors, in nats per image.
+
+    So `history.test.elbo` and `history.test.kl` are curves. The train means are taken while the epoch runs, one
+    draw per image; the test means after it, one draw per image.
+    """
+
+    train: ElboTerms
+    test: ElboTerms
+
+
+def fit(
+    model: PlanarVAE,
+    images: Images,
+    epochs: int,
+    batch_size: int = 100,
+    lr: float = 1e-3,
+    weight_decay: float = 1e-5,
+    schedule: str = "constant",
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> History:
+    """Train the model in place by Adam on the loss −mean(ELBO), and return its history.
+
+    The defaults are the post's. schedule "cosine" takes the step size from lr to 0 over the run. Two runs with
+    the same seed, data and thread count are equal bit for bit on a CPU. With `checkpoint`, the state is written
+    there after each epoch, and a run that finds it goes on from it, to the same result bit for bit.
+
+    Raises ValueError or TypeError for bad settings or data, or a checkpoint of another run; FloatingPointError if
+    the loss stops being finite. Labels are never looked at. Source: the post's settings. Derived in:
+    notebooks/07_train_the_vae, section "How is it trained?".
+    """
+    _check_fit(model, images, epochs, batch_size, lr, schedule)
+    device = next(model.parameters()).device
+    train, test = images.train.to(device), images.test.to(device)
+    steps = epochs * -(-len(train) // batch_size)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    settings = {
+        **model.settings, "data": images.name, "epochs": epochs, "batch_size": batch_size, "lr": lr,
+        "weight_decay": weight_decay, "schedule": schedule, "seed": seed,
+    }  # fmt: skip
+    seed_all(seed)
+    means: dict[str, list[Tensor]] = {"train": [], "test": []}
+    start = _resume(checkpoint, settings, model, optimizer, means)
+
+    step = start * steps // epochs
+
+    for epoch in _progress_bar(start, epochs, means, progress):
+        model.train()
+        total = torch.zeros(4, dtype=torch.float64, device=device)
+        for batch in torch.randperm(len(train)).to(device).split(batch_size):
+            if schedule == "cosine":
+                optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            terms = model.elbo_terms(to_float(train[batch]))
+            optimizer.zero_grad()
+            terms.loss.backward()
+            optimizer.step()
+            step += 1
+            total += torch.stack(terms).detach().sum(dim=1)
+        means["train"].append((total / len(train)).cpu())
+        means["test"].append(torch.stack(mean_terms(model, test)).cpu())
+        if not bool(torch.isfinite(means["train"][-1]).all()):
+            raise FloatingPointError(f"the loss is not finite in epoch {epoch + 1}: lower lr (it is {lr})")
+        if checkpoint is not None:
+            state = {"settings": settings, "means": means, "rng": _rng_state()}
+            _save({**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
+    return History(*(_as_terms(means[part]) for part in ("train", "test")))
+
+
+@torch.no_grad()
+def mean_terms(model: PlanarVAE, images: Tensor, batch_size: int = 2000) -> ElboTerms:
+    """Return the four terms' means over images (N, d_x) of bytes, one draw each: an ElboTerms of scalars, in nats."""
+    total = torch.zeros(4, dtype=torch.float64, device=images.device)
+    for batch in images.split(batch_size):
+        total += torch.stack(model.elbo_terms(to_float(batch))).sum(dim=1)
+    return ElboTerms(*(total / max(len(images), 1)))
+
+
+def train_or_load(
+    images: Images,
+    epochs: int,
+    K: int = 3,
+    constraint: str = "shifted",
+    D: int = 2,
+    hidden: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+    **fit_settings: Any,
+) -> tuple[PlanarVAE, History]:
+    """Return a trained model and its history: from runs/ if this very run was made before, else by training it.
+
+    The file's name is a hash of all settings, the data's name and the package's code (comments and docstrings
+    aside), so nothing stale is ever loaded. Takes `fit`'s settings, too. Prints one line, the same either way. An
+    interrupted training goes on where it stopped; of two processes that want the same model one trains, one waits.
+    """
+    settings = {"K": K, "constraint": constraint, "D": D, "hidden": hidden, "seed": seed, "epochs": epochs}
+    seed_all(seed)
+    device = pick_device()
+    model = PlanarVAE(d_x=images.train.shape[1], hidden=hidden, D=D, K=K, constraint=constraint).to(device)
+    key = {**settings, **fit_settings, "data": images.name, "sizes": [len(images.train), len(images.test)]}
+    digest = hashlib.sha256((json.dumps(key, sort_keys=True) + _code_version()).encode()).hexdigest()[:10]
+    path = RUNS / f"K{K}-{constraint}-{digest}.pt"
+    RUNS.mkdir(exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.is_file():
+            saved = torch.load(path, map_location=device, weights_only=True)
+            model.load_state_dict(saved["model"])
+            history = History(*(ElboTerms(*saved[part]) for part in ("train", "test")))
+        else:
+            unfinished = path.with_suffix(".unfinished")
+            history = fit(
+                model, images, epochs, seed=seed, checkpoint=unfinished, progress=progress, **fit_settings
+            )
+            _save(
+                {"model": model.state_dict(), "train": tuple(history.train), "test": tuple(history.test)},
+                path,
+            )
+            unfinished.unlink(missing_ok=True)
+    named = f"K = {K}" if K == 0 else f"K = {K}, û {constraint}"
+    print(
+        f"{named}: {epochs} epochs on {images.name}, seed {seed}, test ELBO {history.test.elbo[-1]:.2f} nats"
+    )
+    return model.eval(), history
+
+
+def epochs_for(images: Images) -> int:
+    """Return how many epochs the budget allows: on MNIST the post's 100 (full) or 3 (quick).
+
+    The digits are forty times fewer, so an epoch is forty times shorter: 400 and 100 there.
+    """
+    mnist = len(images.train) > 10_000
+    return by_budget(quick=3, full=100) if mnist else by_budget(quick=100, full=400)
+
+
+def _check_fit(
+    model: PlanarVAE, images: Images, epochs: int, batch_size: int, lr: float, schedule: str
+) -> None:
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    if not lr > 0:
+        raise ValueError(f"lr must be positive, got {lr}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+    for name in ("train", "test"):
+        part = getattr(images, name)
+        if part.dtype != torch.uint8:
+            raise TypeError(f"images.{name} must be uint8, got {part.dtype}")
+        if part.dim() != 2 or part.shape[1] != model.d_x or len(part) == 0:
+            raise ValueError(f"images.{name} must have shape (N ≥ 1, {model.d_x}), got {tuple(part.shape)}")
+
+
+def _as_terms(means: list[Tensor]) -> ElboTerms:
+    return ElboTerms(*torch.stack(means, dim=1))  # (4, epochs)
+
+
+def _progress_bar(start: int, epochs: int, means: dict[str, list[Tensor]], enabled: bool) -> Iterator[int]:
+    """Yield the epochs; show a text bar in a terminal or notebook, and about ten plain lines in a log."""
+    live = sys.stderr.isatty() or "ipykernel" in sys.modules
+    bar = tqdm(
+        range(start, epochs), initial=start, total=epochs, desc="training", unit="epoch", leave=False,
+        disable=not (enabled and live),
+    )  # fmt: skip
+    for epoch in bar:
+        yield epoch
+        train, test = (_as_terms(means[part][-1:]).elbo.item() for part in ("train", "test"))
+        bar.set_postfix_str(f"ELBO train {train:.1f}, test {test:.1f}")
+        if enabled and not live and (epoch + 1) % max(epochs // 10, 1) == 0:
+            print(
+                f"epoch {epoch + 1} of {epochs}: ELBO train {train:.1f}, test {test:.1f} nats",
+                file=sys.stderr,
+            )
+
+
+def _resume(
+    checkpoint: str | Path | None, settings: dict, model: PlanarVAE, optimizer: Any, means: dict
+) -> int:
+    """Restore an unfinished run if there is one, and return the epoch to go on from."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    if state["settings"] != settings:
+        raise ValueError(
+            f"checkpoint {Path(checkpoint).name} is of another run: {state['settings']}, not {settings}"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    means.update(state["means"])
+    cpu, *cuda = state["rng"]
+    torch.set_rng_state(cpu)
+    if cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(cuda)
+    return len(means["train"])
+
+
+def _rng_state() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def _save(content: dict, path: str | Path) -> None:
+    """Write under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=path.name, suffix=".tmp", delete=False
+    ) as temporary:
+        try:
+            torch.save(content, temporary)
+        except BaseException:
+            os.unlink(temporary.name)
+            raise
+    os.replace(temporary.name, path)
+
+
+def _code_version() -> str:
+    """Hash the code that a trained model depends on, without comments and docstrings."""
+    digest = hashlib.sha256()
+    for module in ("planar", "elbo", "vae", "data", "train"):
+        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node) is not None
+            ):
+                node.body = node.body[1:]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
