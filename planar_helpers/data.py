@@ -125,9 +125,7 @@ def _load_mnist(folder: Path) -> Images:
     for file, md5 in MNIST_MD5.items():
         path = folder / "MNIST" / "raw" / file
         if hashlib.md5(path.read_bytes()).hexdigest() != md5:
-            raise ValueError(
-                f"root holds a damaged {file} (its checksum differs): delete {path} and load again"
-            )
+            raise ValueError(f"root holds a damaged {file} (its checksum differs): delete {path} and load again")
     train, test = (MNIST(folder, train=part) for part in (True, False))
     return Images(train.data.flatten(1), train.targets, test.data.flatten(1), test.targets, "MNIST")
 
@@ -162,9 +160,7 @@ def _load_digits() -> Images:
     from sklearn.datasets import load_digits  # a slow import, needed only here
 
     bunch = load_digits()
-    scans = torch.from_numpy(bunch.images).float().clamp(0, 16) * (
-        255 / 16
-    )  # (1797, 8, 8), grey levels 0..16
+    scans = torch.from_numpy(bunch.images).float().clamp(0, 16) * (255 / 16)  # (1797, 8, 8), grey levels 0..16
     enlarged = transforms.resize(scans.unsqueeze(1), [20, 20], antialias=True)
     padded = transforms.pad(enlarged, [4, 4, 4, 4]).round().clamp(0, 255).byte().flatten(1)  # (1797, 784)
     labels = torch.from_numpy(bunch.target.astype(np.int64))

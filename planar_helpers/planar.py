@@ -79,9 +79,7 @@ def _constrain(w: Tensor, u: Tensor, constraint: str) -> tuple[Tensor, Tensor]:
     return u_hat, slack.squeeze(-1)
 
 
-def planar_step(
-    z: Tensor, w: Tensor, u: Tensor, b: Tensor, slack: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def planar_step(z: Tensor, w: Tensor, u: Tensor, b: Tensor, slack: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Apply one planar step with u exactly as given, and return where z lands and the step's log|det|.
 
         f(z) = z + u h,     h = tanh(a),  a = wᵀz + b
@@ -109,9 +107,7 @@ def planar_step(
     return z_next, ladj
 
 
-def planar_chain(
-    z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper"
-) -> tuple[Tensor, Tensor]:
+def planar_chain(z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper") -> tuple[Tensor, Tensor]:
     """Push z0 through K planar steps, each made invertible by û, and sum their log-determinants.
 
         zK = f_K(… f_1(z0)),     sum_ladj = Σ_k log|det ∂f_k/∂z_{k−1}|,     log qK(zK) = log q0(z0) − sum_ladj
@@ -220,9 +216,7 @@ class PlanarTransform(Transform):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(
-        self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper", cache_size: int = 1
-    ) -> None:
+    def __init__(self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper", cache_size: int = 1) -> None:
         super().__init__(cache_size=cache_size)
         self.w, self.u, self.b, self.constraint = w, u, b, constraint
         _check_parameters(w, u, b)
@@ -268,9 +262,7 @@ class PlanarFlow(nn.Module):
         self.constraint = constraint
         w = torch.randn(K, D)
         # The paper's step is the identity at u = log(e − 1) w/‖w‖², the shifted one at u = 0.
-        identity = (
-            LOG_E_MINUS_1 * w / (w**2).sum(-1, keepdim=True) if constraint == "paper" else torch.zeros(K, D)
-        )
+        identity = LOG_E_MINUS_1 * w / (w**2).sum(-1, keepdim=True) if constraint == "paper" else torch.zeros(K, D)
         self.w = nn.Parameter(w)
         self.u = nn.Parameter(identity + 0.01 * torch.randn(K, D))
         self.b = nn.Parameter(torch.zeros(K))
@@ -302,9 +294,7 @@ def _check_tensors(**tensors: Tensor) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
         if not tensor.is_floating_point():
-            raise TypeError(
-                f"{name} must have a floating dtype, got {tensor.dtype}: convert it with .float()"
-            )
+            raise TypeError(f"{name} must have a floating dtype, got {tensor.dtype}: convert it with .float()")
     dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items()}
     if len(set(dtypes.values())) > 1:
         raise TypeError(f"{', '.join(tensors)} must share one dtype, got {dtypes}")

@@ -77,9 +77,7 @@ def plane_axes(ax: Axes, limits: Sequence[float], symbol: str = "z") -> Axes:
 
 def panels(rows: int, columns: int, size: float = 2.6, **settings: bool) -> tuple[Figure, np.ndarray]:
     """Return a figure and a (rows, columns) array of square panels, `size` inches each."""
-    return plt.subplots(
-        rows, columns, figsize=(size * columns + 0.4, size * rows + 0.3), squeeze=False, **settings
-    )
+    return plt.subplots(rows, columns, figsize=(size * columns + 0.4, size * rows + 0.3), squeeze=False, **settings)
 
 
 def show_density(
@@ -124,9 +122,7 @@ def show_curves(ax: Axes, train: Tensor, test: Tensor, title: str, colour: str) 
     ax.set(xlabel="epoch", ylabel="nats per image", title=title)
 
 
-def scatter_by_digit(
-    ax: Axes, z: Tensor, labels: Tensor, title: str = "", limits: Sequence[float] = (-4, 4)
-) -> None:
+def scatter_by_digit(ax: Axes, z: Tensor, labels: Tensor, title: str = "", limits: Sequence[float] = (-4, 4)) -> None:
     """Draw points z (N, 2), coloured by digit, with a legend of ten."""
     ax.scatter(z[:, 0], z[:, 1], c=labels, cmap=DIGIT_CMAP, vmin=-0.5, vmax=9.5, s=2, alpha=0.6, linewidths=0)
     for digit in range(10):

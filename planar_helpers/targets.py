@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 
-def plane_grid(
-    low: float = -4.0, high: float = 4.0, n: int = 201, dtype: torch.dtype = torch.float64
-) -> Tensor:
+def plane_grid(low: float = -4.0, high: float = 4.0, n: int = 201, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return the points z (n, n, 2) of a square grid, z[i, j] = (z_1, z_2) with z_1 along columns, z_2 along rows.
 
     >>> plane_grid(-1, 1, 3)[0, 2].tolist()  # bottom right

@@ -136,18 +136,14 @@ def train_or_load(
             history = History(*(ElboTerms(*saved[part]) for part in ("train", "test")))
         else:
             unfinished = path.with_suffix(".unfinished")
-            history = fit(
-                model, images, epochs, seed=seed, checkpoint=unfinished, progress=progress, **fit_settings
-            )
+            history = fit(model, images, epochs, seed=seed, checkpoint=unfinished, progress=progress, **fit_settings)
             _save(
                 {"model": model.state_dict(), "train": tuple(history.train), "test": tuple(history.test)},
                 path,
             )
             unfinished.unlink(missing_ok=True)
     named = f"K = {K}" if K == 0 else f"K = {K}, û {constraint}"
-    print(
-        f"{named}: {epochs} epochs on {images.name}, seed {seed}, test ELBO {history.test.elbo[-1]:.2f} nats"
-    )
+    print(f"{named}: {epochs} epochs on {images.name}, seed {seed}, test ELBO {history.test.elbo[-1]:.2f} nats")
     return model.eval(), history
 
 
@@ -160,9 +156,7 @@ def epochs_for(images: Images) -> int:
     return by_budget(quick=3, full=100) if mnist else by_budget(quick=100, full=400)
 
 
-def _check_fit(
-    model: PlanarVAE, images: Images, epochs: int, batch_size: int, lr: float, schedule: str
-) -> None:
+def _check_fit(model: PlanarVAE, images: Images, epochs: int, batch_size: int, lr: float, schedule: str) -> None:
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
@@ -200,17 +194,13 @@ def _progress_bar(start: int, epochs: int, means: dict[str, list[Tensor]], enabl
             )
 
 
-def _resume(
-    checkpoint: str | Path | None, settings: dict, model: PlanarVAE, optimizer: Any, means: dict
-) -> int:
+def _resume(checkpoint: str | Path | None, settings: dict, model: PlanarVAE, optimizer: Any, means: dict) -> int:
     """Restore an unfinished run if there is one, and return the epoch to go on from."""
     if checkpoint is None or not Path(checkpoint).is_file():
         return 0
     state = torch.load(checkpoint, weights_only=True)
     if state["settings"] != settings:
-        raise ValueError(
-            f"checkpoint {Path(checkpoint).name} is of another run: {state['settings']}, not {settings}"
-        )
+        raise ValueError(f"checkpoint {Path(checkpoint).name} is of another run: {state['settings']}, not {settings}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     means.update(state["means"])
@@ -228,9 +218,7 @@ def _rng_state() -> list[Tensor]:
 def _save(content: dict, path: str | Path) -> None:
     """Write under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
     path = Path(path)
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=path.name, suffix=".tmp", delete=False
-    ) as temporary:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as temporary:
         try:
             torch.save(content, temporary)
         except BaseException:
@@ -245,10 +233,7 @@ def _code_version() -> str:
     for module in ("planar", "elbo", "vae", "data", "train"):
         tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-                and ast.get_docstring(node) is not None
-            ):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:]
         digest.update(ast.dump(tree).encode())
     return digest.hexdigest()

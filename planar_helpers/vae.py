@@ -70,9 +70,7 @@ class PlanarVAE(nn.Module):
     torch.Size([4])
     """
 
-    def __init__(
-        self, d_x: int = 784, hidden: int = 500, D: int = 2, K: int = 3, constraint: str = "shifted"
-    ) -> None:
+    def __init__(self, d_x: int = 784, hidden: int = 500, D: int = 2, K: int = 3, constraint: str = "shifted") -> None:
         super().__init__()
         check_sizes(D=D, K=K)
         if min(d_x, hidden) < 1:
@@ -126,9 +124,7 @@ class PlanarVAE(nn.Module):
         """Raise TypeError or ValueError unless x is floating, (B, d_x), and within [0, 1]."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(
-                f"x must be a floating tensor in [0, 1], got {found}: bytes go through data.to_float"
-            )
+            raise TypeError(f"x must be a floating tensor in [0, 1], got {found}: bytes go through data.to_float")
         if x.dtype != self.heads.weight.dtype:
             raise TypeError(f"x must have the model's dtype {self.heads.weight.dtype}, got {x.dtype}")
         if x.dim() != 2 or x.shape[1] != self.d_x:

@@ -62,9 +62,7 @@ class PlainVAE(nn.Module):
             u_hat = u_k + (-1 + F.softplus(s) - s) * w_k.transpose(2, 1) / w_k.norm(dim=2, keepdim=True) ** 2
             a = torch.bmm(w_k, z) + b_k
             z = z + u_hat * torch.tanh(a)
-            sum_ladj = sum_ladj + (1 + torch.bmm((1 - torch.tanh(a) ** 2) * w_k, u_hat)).abs().log().squeeze(
-                2
-            )
+            sum_ladj = sum_ladj + (1 + torch.bmm((1 - torch.tanh(a) ** 2) * w_k, u_hat)).abs().log().squeeze(2)
         zK = z.squeeze(2)
         log_px_z = -F.binary_cross_entropy(self.out(zK), x, reduction="none").sum(1)
         log_q0 = gaussian_log_density(z0, mu, logvar)
@@ -82,9 +80,7 @@ def post_epoch(dataset: PilImages) -> None:
         optimizer.step()
 
 
-def paired(
-    first: Callable[[], object], second: Callable[[], object], pairs: int
-) -> tuple[float, float, float]:
+def paired(first: Callable[[], object], second: Callable[[], object], pairs: int) -> tuple[float, float, float]:
     """Time both, alternating; return both medians and the median of the ratios first/second."""
     times = []
     for _ in range(pairs):
@@ -111,9 +107,7 @@ def indexed_chain(z: torch.Tensor, w: torch.Tensor, u: torch.Tensor, b: torch.Te
 
 def main() -> None:
     """Print both comparisons."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
     pairs = parser.parse_args().pairs
     images = load_images()
