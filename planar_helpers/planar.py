@@ -72,7 +72,7 @@ def _constrain(w: Tensor, u: Tensor, constraint: str) -> tuple[Tensor, Tensor]:
         # m(s) − s without cancellation near s = 0, where it is −s/e, and without overflow at either end:
         # log(1 + (e⁻ˢ − 1)/e) for s ≥ 0, log(1 + (eˢ − 1)(1 − 1/e)) − s for s < 0.
         positive = s >= 0
-        factor = torch.where(positive, 1 / math.e, 1 - 1 / math.e)
+        factor = torch.where(positive, s.new_tensor(1 / math.e), s.new_tensor(1 - 1 / math.e))
         m_minus_s = torch.log1p(factor * torch.expm1(torch.where(positive, -s, s))) + F.relu(-s)
     u_hat = torch.where(is_zero, u, u + m_minus_s / norm * w_hat)
     slack = torch.where(is_zero, 1.0, slack)

@@ -70,7 +70,6 @@ def fit(
     seed_all(seed)
     means: dict[str, list[Tensor]] = {"train": [], "test": []}
     start = _resume(checkpoint, settings, model, optimizer, means)
-
     step = start * steps // epochs
 
     for epoch in _progress_bar(start, epochs, means, progress):
@@ -178,7 +177,7 @@ def _as_terms(means: list[Tensor]) -> ElboTerms:
 
 def _progress_bar(start: int, epochs: int, means: dict[str, list[Tensor]], enabled: bool) -> Iterator[int]:
     """Yield the epochs; show a text bar in a terminal or notebook, and about ten plain lines in a log."""
-    live = sys.stderr.isatty() or "ipykernel" in sys.modules
+    live = sys.stderr.isatty() or _in_notebook()
     bar = tqdm(
         range(start, epochs), initial=start, total=epochs, desc="training", unit="epoch", leave=False,
         disable=not (enabled and live),
@@ -192,6 +191,11 @@ def _progress_bar(start: int, epochs: int, means: dict[str, list[Tensor]], enabl
                 f"epoch {epoch + 1} of {epochs}: ELBO train {train:.1f}, test {test:.1f} nats",
                 file=sys.stderr,
             )
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def _resume(checkpoint: str | Path | None, settings: dict, model: PlanarVAE, optimizer: Any, means: dict) -> int:
@@ -228,10 +232,12 @@ def _save(content: dict, path: str | Path) -> None:
 
 
 def _code_version() -> str:
-    """Hash the code that a trained model depends on, without comments and docstrings."""
+    """Hash the code that decides a trained model's weights, without comments and docstrings."""
     digest = hashlib.sha256()
-    for module in ("planar", "elbo", "vae", "data", "train"):
+    for module in ("planar", "elbo", "vae", "train"):
         tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+        if module == "train":
+            tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "fit"]
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
                 node.body = node.body[1:]

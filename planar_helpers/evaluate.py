@@ -1,0 +1,286 @@
+"""The truth about a trained model: log p(x) and p(z|x) by quadrature on the plane, importance sampling, the gap.
+
+Nothing here trains a model. All values are per image, in nats.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from planar_helpers.elbo import bernoulli_log_likelihood, gaussian_log_density, standard_normal_log_density
+from planar_helpers.targets import plane_grid
+from planar_helpers.vae import FlowPosterior, PlanarVAE
+
+HALF_WIDTH = 8.0  # the coarse lattice covers [−8, 8]²
+SPACING = 0.1  # of the coarse lattice; level l has SPACING / 2^l
+MAX_LEVEL = 5
+KEEP = 30.0  # nats below an image's largest coarse value at which a cell is dropped
+
+
+class LogPx(NamedTuple):
+    """An estimate of log p(x) per image, and its own error: both (B,), in nats."""
+
+    log_px: Tensor
+    error: Tensor
+
+
+class PosteriorGrid(NamedTuple):
+    """One image on a grid z (n, n, 2): log p(z|x), log q0(z) and log qK(z), each (n, n), in nats."""
+
+    z: Tensor
+    log_posterior: Tensor
+    log_q0: Tensor
+    log_qK: Tensor
+
+
+class InferenceGap(NamedTuple):
+    """total = log p(x) − ELBO = approximation + amortization, each (B,), in nats."""
+
+    total: Tensor
+    approximation: Tensor
+    amortization: Tensor
+
+
+@torch.no_grad()
+def exact_log_px(model: PlanarVAE, x: Tensor, tolerance: float = 0.005) -> LogPx:
+    """Integrate log p(x) = log ∫ p(x|z) p(z) dz over the plane, by sums over ever finer lattices.
+
+    On a lattice of spacing h the integral is h² Σ p(x|z) p(z), and the error falls faster than any power of h once
+    h is below the posterior's narrowest deviation. Start from h = 0.1 on [−8, 8]²; keep the cells with a corner
+    within 30 nats of the image's largest value; halve h inside them until the error is below `tolerance`, at most
+    to h = 0.003. That resolves deviations down to 0.01.
+
+    The error is the lattice's own: the largest disagreement among the four lattices of spacing 2h that it consists
+    of (the finer lattice itself is closer), plus the share of mass at the rim. Pixels and decoder as the model's
+    dtype: in float32 rounding adds up to 1e-3 nats.
+
+    Shapes: x (B, d_x); log_px and error (B,), in nats. Memory does not grow with B. Raises ValueError for D ≠ 2,
+    and for bad pixels as `PlanarVAE.encode`. Derived in: notebooks/08_exact_posterior, section "How is log p(x)
+    computed?".
+    """
+    _need_plane(model, "exact_log_px")
+    model.check_images(x)
+    coarse = _coarse_lattice(x)
+    log_joint_at = _log_joint(model, coarse.flatten(0, 1))
+    parts = [_integrate(model, part, coarse, log_joint_at, tolerance) for part in x.split(1000)]
+    return LogPx(*(torch.cat(column) for column in zip(*parts, strict=True))) if parts else LogPx(x[:, 0], x[:, 0])
+
+
+@torch.no_grad()
+def importance_log_px(model: PlanarVAE, x: Tensor, n_samples: int) -> LogPx:
+    """Estimate log p(x) = log E_q[ p(x, zK)/qK(zK) ] by the mean of n_samples importance weights, for any D.
+
+    The error is the standard error of the log of the mean, by the delta method: std(weight)/(mean √n_samples). It
+    is infinite for one sample, and too small where qK misses mass: then the estimate is too low as well.
+
+    Shapes: x (B, d_x); log_px and error (B,), in nats. Raises ValueError for n_samples < 1.
+
+    Source: Burda, Grosse & Salakhutdinov 2016; Rezende, Mohamed & Wierstra 2014, appendix E.
+    """
+    if not isinstance(n_samples, int) or n_samples < 1:
+        raise ValueError(f"n_samples must be an integer of at least 1, got {n_samples!r}")
+    model.check_images(x)
+    parts = []
+    for part in x.split(max(1, 20_000 // n_samples)):
+        posterior = model.encode(part)
+        # (n_samples, B), drawn in pieces: the logits of all samples at once would be n_samples × B × d_x
+        pieces = [_log_weights(model, part, posterior, n) for n in _chunks(n_samples, max(1, 20_000 // len(part)))]
+        log_weights = torch.cat(pieces).double()
+        log_mean = torch.logsumexp(log_weights, dim=0) - math.log(n_samples)
+        spread = (log_weights - log_mean).exp().std(dim=0) if n_samples > 1 else torch.full_like(log_mean, torch.inf)
+        parts.append(LogPx(log_mean.to(x), (spread / n_samples**0.5).to(x)))
+    return LogPx(*(torch.cat(column) for column in zip(*parts, strict=True))) if parts else LogPx(x[:, 0], x[:, 0])
+
+
+@torch.no_grad()
+def posterior_grid(model: PlanarVAE, x: Tensor, n: int = 201) -> PosteriorGrid:
+    """Return the true posterior of one image, q0 and qK on a common square grid that holds them all.
+
+        log p(z|x) = log p(x|z) + log p(z) − log p(x);     log qK(z) = log q0(f⁻¹(z)) − Σ ladj, by `planar_inverse`
+
+    Shapes: x (1, d_x) or (d_x,); z (n, n, 2) as `targets.plane_grid`. Raises ValueError for D ≠ 2 or more than one
+    image. Derived in: notebooks/08_exact_posterior, section "What does the posterior look like?".
+    """
+    _need_plane(model, "posterior_grid")
+    x = x.unsqueeze(0) if x.dim() == 1 else x
+    if x.shape[0] != 1:
+        raise ValueError(f"x must be one image of shape ({model.d_x},) or (1, {model.d_x}), got {tuple(x.shape)}")
+    posterior = model.encode(x)
+    coarse = _coarse_lattice(x)
+    log_joint = _log_joint(model, coarse.flatten(0, 1))(x)[0]
+    mode = coarse.flatten(0, 1)[log_joint.argmax()]
+    window = mode + 0.5 * (plane_grid(-1, 1, 201, x.dtype).to(x.device))
+    share = torch.softmax(_log_joint(model, window.flatten(0, 1))(x)[0], dim=0)  # the posterior around its mode
+    mean, spread = _mean_and_spread(window.flatten(0, 1), share)
+    broad = _mean_and_spread(coarse.flatten(0, 1), torch.softmax(log_joint, dim=0))
+    zK = posterior.rsample((2000,))[0].flatten(0, 1)
+    boxes = [(mean, spread), broad, (zK.mean(0), zK.std(0)), (posterior.mu[0], torch.exp(0.5 * posterior.logvar[0]))]
+    low = torch.stack([centre - 3.5 * width for centre, width in boxes]).amin(0)
+    high = torch.stack([centre + 3.5 * width for centre, width in boxes]).amax(0)
+    half = float((high - low).max()) / 2
+    z = (low + high) / 2 + half * plane_grid(-1, 1, n, x.dtype).to(x.device)
+    log_posterior = _log_joint(model, z.flatten(0, 1))(x)[0] - exact_log_px(model, x).log_px
+    double = FlowPosterior(*(field.double() for field in posterior), constraint=posterior.constraint)
+    return PosteriorGrid(
+        z,
+        log_posterior.reshape(n, n),
+        gaussian_log_density(z, posterior.mu[0], posterior.logvar[0]),
+        double.log_prob(z.double().unsqueeze(-2)).squeeze(-1).to(x),
+    )
+
+
+def inference_gap(
+    model: PlanarVAE,
+    x: Tensor,
+    steps: int = 300,
+    lr: float = 0.02,
+    n_samples: int = 8,
+    n_eval: int = 1000,
+    seed: int = 0,
+) -> InferenceGap:
+    """Split log p(x) − ELBO by optimising each image's own μ, log σ², w, u, b from the encoder's output.
+
+        total = log p(x) − ELBO(encoder),  approximation = log p(x) − ELBO(optimised),  amortization = the rest
+
+    Adam on n_samples draws an image for `steps` steps, the step size falling to 0; both ELBOs are then means of
+    n_eval draws. So the approximation gap is that of the best parameters *found*, and single images carry Monte
+    Carlo noise of about (spread of the draws)/√n_eval.
+
+    Shapes: x (B, d_x); each (B,), in nats. Raises ValueError for D ≠ 2. Source: Cremer, Li & Duvenaud 2018. Derived
+    in: notebooks/08_exact_posterior, section "Whose fault is the gap?".
+    """
+    _need_plane(model, "inference_gap")
+    log_px = exact_log_px(model, x).log_px
+    with torch.no_grad():
+        start = model.encode(x)
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    local = [field.clone().requires_grad_() for field in start]
+    optimizer = torch.optim.Adam(local, lr=lr)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    frozen = [(p, p.requires_grad) for p in model.parameters()]
+    for parameter, _ in frozen:
+        parameter.requires_grad_(False)
+    for _ in range(steps):
+        zK, log_q0, sum_ladj = FlowPosterior(*local, constraint=start.constraint).rsample((n_samples,))
+        elbo = _log_joint_at(model, x, zK) - log_q0 + sum_ladj
+        optimizer.zero_grad()
+        (-elbo.mean(0).sum()).backward()
+        optimizer.step()
+        scheduler.step()
+    for parameter, flag in frozen:
+        parameter.requires_grad_(flag)
+    best = FlowPosterior(*(field.detach() for field in local), constraint=start.constraint)
+    before, after = (_mean_elbo(model, x, posterior, n_eval) for posterior in (start, best))
+    torch.set_rng_state(generator_state)
+    return InferenceGap(log_px - before, log_px - after, after - before)
+
+
+def _need_plane(model: PlanarVAE, name: str) -> None:
+    if model.D != 2:
+        raise ValueError(f"{name} integrates over a plane: D must be 2, got {model.D} (importance_log_px takes any D)")
+
+
+def _chunks(total: int, size: int) -> list[int]:
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def _log_joint_at(model: PlanarVAE, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x|z) + log p(z), each image at its own z (S, B, D); returns (S, B)."""
+    return bernoulli_log_likelihood(x, model.decode(z)) + standard_normal_log_density(z)
+
+
+def _log_weights(model: PlanarVAE, x: Tensor, posterior: FlowPosterior, n: int) -> Tensor:
+    zK, log_q0, sum_ladj = posterior.rsample((n,))
+    return _log_joint_at(model, x, zK) - log_q0 + sum_ladj
+
+
+@torch.no_grad()
+def _mean_elbo(model: PlanarVAE, x: Tensor, posterior: FlowPosterior, n: int) -> Tensor:
+    pieces = [_log_weights(model, x, posterior, piece).sum(0) for piece in _chunks(n, max(1, 20_000 // max(len(x), 1)))]
+    return sum(pieces) / n
+
+
+def _mean_and_spread(points: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    mean = share @ points
+    return mean, (share @ (points - mean) ** 2).sqrt()
+
+
+def _coarse_lattice(x: Tensor) -> Tensor:
+    """The lattice points (n, n, 2), SPACING apart, on [−HALF_WIDTH, HALF_WIDTH)²; point [i, j] = (z_1[j], z_2[i])."""
+    n = round(2 * HALF_WIDTH / SPACING)
+    return plane_grid(-HALF_WIDTH, HALF_WIDTH - SPACING, n, x.dtype).to(x.device)
+
+
+def _log_joint(model: PlanarVAE, points: Tensor) -> Callable[[Tensor], Tensor]:
+    """Decode the points (P, 2) once; return the function x (B, d_x) -> log p(x|z) + log p(z), shape (B, P)."""
+    logits = model.decode(points)  # (P, d_x)
+    constant = standard_normal_log_density(points) - F.softplus(logits).sum(dim=-1)
+    return lambda x: torch.addmm(constant, x, logits.T)
+
+
+def _integrate(
+    model: PlanarVAE, x: Tensor, coarse: Tensor, log_joint_at: Callable[[Tensor], Tensor], tolerance: float
+) -> tuple[Tensor, Tensor]:
+    """Log p(x) and its error for one part (B, d_x) of the images."""
+    n = len(coarse)
+    log_joint = log_joint_at(x).view(-1, n, n)
+    log_px, error = _from_sublattices(_sublattices(log_joint), SPACING)
+    rim = torch.ones(n, n, dtype=torch.bool, device=x.device)
+    rim[1:-1, 1:-1] = False
+    at_rim = torch.logsumexp(log_joint[:, rim].double(), dim=1) + 2 * math.log(SPACING)
+    rim_share = (at_rim - log_px).exp()
+    top = log_joint.flatten(1).amax(dim=1)
+    # A cell is kept if one of its four corners is near the image's largest value.
+    corners = F.pad(log_joint, (0, 1, 0, 1), value=-torch.inf).unsqueeze(1)
+    alive = F.max_pool2d(corners, 2, stride=1).squeeze(1).flatten(1) > (top - KEEP).unsqueeze(1)  # (B, n²)
+    place = log_joint.flatten(1).argmax(dim=1)
+    tile = (place // n // 10) * n + place % n // 10  # neighbours share cells: refine them together
+    todo = tile.argsort(stable=True)
+    todo = todo[error[todo] > tolerance]
+    del log_joint, corners
+    for group in todo.split(100):
+        for level in range(1, MAX_LEVEL + 1):
+            cells = alive[group].any(dim=0).nonzero().squeeze(1)
+            sums, tops = _refine(model, x[group], coarse.flatten(0, 1)[cells], level)
+            log_px[group], error[group] = _from_sublattices(sums, SPACING / 2**level)
+            near = tops > tops.amax(dim=1, keepdim=True) - KEEP
+            alive[group[:, None], cells] &= near
+            group = group[error[group] > tolerance]
+            if len(group) == 0:
+                break
+    return log_px.to(x), (error + 2 * rim_share).to(x)
+
+
+def _refine(model: PlanarVAE, x: Tensor, corners: Tensor, level: int) -> tuple[Tensor, Tensor]:
+    """Sum p(x, z) over the cells with these lower left corners (C, 2), on the lattice of this level.
+
+    Returns the log sums over its four sublattices (B, 2, 2), and each cell's largest log p(x, z) (B, C).
+    """
+    n = 2**level
+    offsets = SPACING / n * torch.arange(n, dtype=x.dtype, device=x.device)
+    inside = torch.stack(torch.meshgrid(offsets, offsets, indexing="xy"), dim=-1).flatten(0, 1)  # (n², 2)
+    sums, tops = [], []
+    for part in corners.split(max(1, 8192 // n**2)):
+        points = (part.unsqueeze(1) + inside).flatten(0, 1)
+        log_joint = _log_joint(model, points)(x).view(len(x), -1, n, n)
+        tops.append(log_joint.amax(dim=(2, 3)))
+        sums.append(_sublattices(log_joint))
+    return torch.logsumexp(torch.stack(sums), dim=0), torch.cat(tops, dim=1)
+
+
+def _sublattices(log_values: Tensor) -> Tensor:
+    """Log sums of exp(log_values) (B, ..., n, n), n even, over the four lattices of every second point: (B, 2, 2)."""
+    split = log_values.double().unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # (B, ..., n/2, 2, n/2, 2)
+    return torch.logsumexp(split.movedim((-3, -1), (1, 2)).flatten(3), dim=3)
+
+
+def _from_sublattices(sums: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
+    """The log integral (B,) from all points, and the largest disagreement of a sublattice with it, in nats."""
+    log_total = torch.logsumexp(sums.flatten(1), dim=1)
+    disagreement = (sums.flatten(1) + 2 * math.log(2) - log_total.unsqueeze(1)).abs().amax(dim=1)
+    return log_total + 2 * math.log(spacing), disagreement

@@ -1,0 +1,36 @@
+"""Shared fixtures: the smallest honest model and data, and no test that writes into figures/."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from planar_helpers.data import Images, load_images
+from planar_helpers.train import fit
+from planar_helpers.vae import PlanarVAE
+
+settings.register_profile("planar", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("planar")
+
+
+@pytest.fixture(autouse=True)
+def _away_from_the_gallery(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PLANAR_FIGURES", str(tmp_path / "figures"))
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Images:
+    """The embedded digits: they need neither a file nor a network."""
+    return load_images("digits")
+
+
+@pytest.fixture(scope="session", params=[(0, "shifted"), (3, "paper"), (3, "shifted"), (16, "shifted")], ids=str)
+def trained(request: pytest.FixtureRequest, digits: Images) -> PlanarVAE:
+    """Models of four kinds, trained for real on the digits."""
+    K, constraint = request.param
+    torch.manual_seed(0)
+    model = PlanarVAE(hidden=100, K=K, constraint=constraint)
+    fit(model, digits, epochs=40, progress=False)
+    return model.eval()

@@ -1,0 +1,374 @@
+"""The flow against independent routes: autograd's Jacobian in float64, closed forms, quadrature, bisection."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+from torch.autograd.functional import jacobian
+from torch.distributions import Independent, Normal, TransformedDistribution
+
+from planar_helpers.planar import (
+    PlanarFlow,
+    PlanarTransform,
+    constrain_u,
+    planar_chain,
+    planar_inverse,
+    planar_step,
+)
+from planar_helpers.targets import log_mass, plane_grid
+
+CONSTRAINTS = ("paper", "shifted")
+seeds = st.integers(0, 2**31)
+
+
+def m_of(s: float, constraint: str) -> float:
+    """m(s) from its definition, in Python floats, with the two branches written by hand."""
+    t = s if constraint == "paper" else s + math.log(math.e - 1)
+    return -1 + (t + math.log1p(math.exp(-t)) if t > 0 else math.log1p(math.exp(t)))
+
+
+def random_chain(seed: int, *batch: int, K: int, D: int, scale: float = 1.0) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return draw(*batch, K, D), draw(*batch, K, D), draw(*batch, K)
+
+
+# û ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@given(seed=seeds, D=st.integers(1, 6), log_norm=st.floats(-4, 2), s=st.floats(-30, 300))
+def test_w_dot_u_hat_is_m_of_s_and_the_change_is_along_w(
+    constraint: str, seed: int, D: int, log_norm: float, s: float
+) -> None:
+    w, u, _ = random_chain(seed, K=1, D=D)
+    w, u = w[0] / w.norm() * 10**log_norm, u[0]
+    u = u + (s - w @ u) * w / (w @ w)  # now wᵀu = s
+    u_hat = constrain_u(w, u, constraint)
+    assert (w @ u_hat).item() == pytest.approx(m_of(s, constraint), abs=1e-9 * (1 + abs(s)))
+    change = u_hat - u
+    across = change - (change @ w) * w / (w @ w)
+    assert across.norm() <= 1e-9 * (1 + u.norm())
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_huge_s_neither_overflows_nor_goes_to_zero_before_floats_do(constraint: str, dtype: torch.dtype) -> None:
+    s = torch.tensor([-1e4, -1e3, -80.0, -1.0, 0.0, 1.0, 89.0, 1e3, 1e4], dtype=dtype)
+    w = torch.ones(9, 1, dtype=dtype, requires_grad=True)
+    u = s.unsqueeze(1).clone().requires_grad_()
+    u_hat = constrain_u(w, u, constraint)
+    assert torch.isfinite(u_hat).all()
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(u_hat.sum(), (w, u)))
+    # At a = 0 the determinant is the slack itself: log slack ≈ s far below, log s far above.
+    ladj = planar_chain(torch.zeros(9, 1, dtype=dtype), w.unsqueeze(-2), u.unsqueeze(-2), w[:, :1] * 0, constraint)[1]
+    for value, ladj_s in zip(s.tolist(), ladj.tolist(), strict=True):
+        if value >= -80:  # softplus(−1e3) is 0 in any float
+            exact = (
+                math.log1p(m_of(value, constraint))
+                if value > -30
+                else value + math.log(math.e - 1) * (constraint == "shifted")
+            )
+            assert ladj_s == pytest.approx(exact, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("norm", [1e-30, 1e-20, 1e-6, 1e-3, 1.0, 1e4])
+def test_shifted_is_finite_with_finite_gradients_for_tiny_and_large_w(norm: float) -> None:
+    w = (norm * torch.nn.functional.normalize(torch.randn(50, 3), dim=-1)).requires_grad_()
+    u = torch.randn(50, 3, requires_grad=True)
+    u_hat = constrain_u(w, u, "shifted")
+    assert torch.isfinite(u_hat).all() and (u_hat.norm(dim=-1) <= 2 * u.norm(dim=-1) + 1).all()
+    for gradient in torch.autograd.grad(u_hat.square().sum(), (w, u)):
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", [0.0, 1e-45, 1e-38, 1e-30, 1e-20, 1e-15, 1e-6, 1.0, 1e4])
+def test_paper_is_never_nan_and_finite_from_1e_6_on(norm: float, dtype: torch.dtype) -> None:
+    directions = torch.cat([torch.randn(50, 2), torch.tensor([[1.0, 0.0], [0.0, -1.0]])]).to(dtype)
+    w = (norm * torch.nn.functional.normalize(directions, dim=-1)).requires_grad_()
+    u = torch.randn(52, 2, dtype=dtype, requires_grad=True)
+    u_hat = constrain_u(w, u, "paper")
+    gradients = torch.autograd.grad(u_hat.sum(), (w, u))
+    for values in (u_hat, *gradients):
+        assert not torch.isnan(values).any()
+        assert norm < 1e-6 or torch.isfinite(values).all()
+
+
+def test_paper_diverges_like_one_over_w_and_shifted_does_not() -> None:
+    u = torch.zeros(2, dtype=torch.float64)
+    for norm in (1e-3, 1e-6, 1e-9):
+        w = torch.tensor([norm, 0.0], dtype=torch.float64)
+        assert constrain_u(w, u, "paper").norm().item() * norm == pytest.approx(1 - math.log(2), rel=1e-6)
+        assert constrain_u(w, u, "shifted").norm() == 0
+
+
+@given(seed=seeds)
+def test_shifted_limit_as_w_vanishes_depends_on_its_direction(seed: int) -> None:
+    direction, u, _ = random_chain(seed, K=1, D=3)
+    direction, u = direction[0] / direction.norm(), u[0]
+    limit = u - (direction @ u) * direction / math.e
+    assert torch.allclose(constrain_u(1e-9 * direction, u, "shifted"), limit, atol=1e-8)
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_w_zero_is_a_translation_by_convention(constraint: str) -> None:
+    w, u, b = torch.zeros(1, 2), torch.tensor([[3.0, -2.0]]), torch.tensor([0.7])
+    assert torch.equal(constrain_u(w, u, constraint), u)
+    zK, ladj = planar_chain(torch.ones(2), w, u, b, constraint)
+    assert ladj.item() == pytest.approx(0, abs=1e-7)
+    assert torch.allclose(zK, torch.ones(2) + u[0] * math.tanh(0.7))
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_gradients_of_u_hat_against_finite_differences(constraint: str) -> None:
+    w, u, _ = random_chain(3, K=6, D=3)
+    u[0] = 0.0  # s = 0 exactly: the shifted form's removable singularity
+    assert gradcheck(lambda w, u: constrain_u(w, u, constraint), (w.requires_grad_(), u.requires_grad_()))
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_the_u_that_makes_each_constraint_the_identity(constraint: str) -> None:
+    w = torch.randn(4, 2, dtype=torch.float64)
+    u = math.log(math.e - 1) * w / (w**2).sum(-1, keepdim=True) if constraint == "paper" else torch.zeros_like(w)
+    assert constrain_u(w, u, constraint).abs().max() < 1e-15
+
+
+# step and chain -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@given(seed=seeds, D=st.integers(1, 5), K=st.integers(0, 8), log_scale=st.floats(-2, 0.5))
+def test_sum_ladj_equals_the_log_determinant_of_autograds_jacobian(
+    constraint: str, seed: int, D: int, K: int, log_scale: float
+) -> None:
+    w, u, b = random_chain(seed, K=K, D=D, scale=10**log_scale)
+    z0 = torch.randn(D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    zK, sum_ladj = planar_chain(z0, w, u, b, constraint)
+    sign, expected = torch.linalg.slogdet(jacobian(lambda z: planar_chain(z, w, u, b, constraint)[0], z0))
+    assert sign == 1
+    # the Jacobian's own determinant cancels where it is small: compare where it does not
+    if expected > -12:
+        assert sum_ladj.item() == pytest.approx(expected.item(), abs=1e-8, rel=1e-8)
+
+
+def test_a_step_uses_u_as_given_and_may_fold() -> None:
+    z = torch.tensor([[-0.9], [0.0], [0.9]], dtype=torch.float64)
+    w, u, b = torch.ones(3, 1).double(), torch.full((3, 1), -4.0).double(), torch.zeros(3).double()
+    z_next, ladj = planar_step(z, w, u, b)
+    assert torch.allclose(z_next[:, 0], z[:, 0] - 4 * torch.tanh(z[:, 0]))
+    assert torch.allclose(ladj, torch.log(torch.abs(1 - 4 / torch.cosh(z[:, 0]) ** 2)))
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_float32_ladj_agrees_with_float64_down_to_a_slack_of_e_to_minus_79(constraint: str) -> None:
+    s = torch.linspace(-79, 79, 317)  # halves: exact in float32
+    a = torch.cat([torch.tensor([0.0]), 2.0 ** torch.arange(-40, 6)])  # exact in float32 as well
+    s, a = torch.meshgrid(s, a, indexing="ij")
+    one = torch.ones_like(s).unsqueeze(-1)
+    inputs = (a.unsqueeze(-1), one.unsqueeze(-1), s[..., None, None], torch.zeros_like(s).unsqueeze(-1))
+    single = planar_chain(*inputs, constraint)[1].double()
+    double = planar_chain(*(t.double() for t in inputs), constraint)[1]
+    assert torch.isfinite(single).all()
+    assert ((single - double).abs() / (1 + double.abs())).max() < 1e-5
+    # and float64 is right itself: the closed form in log space, log(exp(2 log h) + exp(log slack + 2 log sech))
+    shift = 0.0 if constraint == "paper" else math.log(math.e - 1)
+    a, t = a.double(), s.double() + shift
+    log_slack = torch.where(t < -30, t, torch.log(torch.nn.functional.softplus(t)))
+    log_sech2 = 2 * (math.log(2) - a - torch.log1p(torch.exp(-2 * a)))
+    truth = torch.logaddexp(2 * torch.log(torch.tanh(a)), log_slack + log_sech2)
+    assert ((double - truth).abs() / (1 + truth.abs())).max() < 1e-12
+
+
+def test_chain_is_the_composition_of_its_steps_in_order() -> None:
+    w, u, b = random_chain(0, 5, K=3, D=2)
+    z0 = torch.randn(5, 2, dtype=torch.float64)
+    z, total = z0, torch.zeros(5, dtype=torch.float64)
+    for k in range(3):
+        z, ladj = planar_step(z, w[:, k], constrain_u(w[:, k], u[:, k]), b[:, k])
+        total = total + ladj
+    zK, sum_ladj = planar_chain(z0, w, u, b)
+    assert torch.allclose(zK, z, atol=1e-12) and torch.allclose(sum_ladj, total, atol=1e-12)
+
+
+def test_batch_shapes_broadcast_and_edge_sizes_work() -> None:
+    w, u, b = random_chain(1, 4, K=3, D=2)
+    z0 = torch.randn(7, 4, 2, dtype=torch.float64)
+    zK, sum_ladj = planar_chain(z0, w, u, b)
+    assert zK.shape == (7, 4, 2) and sum_ladj.shape == (7, 4)
+    assert torch.allclose(zK[3, 2], planar_chain(z0[3, 2], w[2], u[2], b[2])[0])
+    identity, zero = planar_chain(z0, w[:, :0], u[:, :0], b[:, :0])
+    assert torch.equal(identity, z0) and torch.equal(zero, torch.zeros(7, 4, dtype=torch.float64))
+    assert planar_chain(z0[0, 0], w, u, b)[0].shape == (4, 2)  # one z0, four chains
+    assert planar_chain(torch.zeros(0, 2).double(), w[0], u[0], b[0])[1].shape == (0,)
+
+
+def test_backward_cost_is_linear_in_K() -> None:
+    """Count the elements that the backward pass writes: indexing w[:, k] would write K times the whole tensor."""
+
+    def elements(K: int) -> int:
+        w, u, b = (t.requires_grad_() for t in random_chain(0, 10, K=K, D=2))
+        zK, sum_ladj = planar_chain(torch.zeros(10, 2, dtype=torch.float64), w, u, b)
+        with torch.autograd.profiler.profile(profile_memory=True) as profile:
+            (zK.sum() + sum_ladj.sum()).backward()
+        return sum(max(event.cpu_memory_usage, 0) for event in profile.function_events)
+
+    assert elements(64) < 5 * elements(16)
+
+
+# inverse ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@given(seed=seeds, D=st.integers(1, 4), s=st.floats(-20, 1e3), log_norm=st.floats(-2, 2), b=st.floats(-1e4, 1e4))
+def test_inverse_of_one_step_at_extreme_parameters(
+    constraint: str, seed: int, D: int, s: float, log_norm: float, b: float
+) -> None:
+    w, u, _ = random_chain(seed, K=1, D=D)
+    w = w / w.norm() * 10**log_norm
+    u = u + (s - (w * u).sum()) * w / (w**2).sum()
+    bias = torch.tensor([b], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    y = 3 * torch.randn(20, D, dtype=torch.float64, generator=generator)
+    y[10:] -= b * w[0] / (w**2).sum()  # and points near the hyperplane, where the step is steepest
+    z = planar_inverse(y, w, u, bias, constraint)
+    again = planar_chain(z, w, u, bias, constraint)[0]
+    assert ((again - y).abs().amax(-1) <= 1e-10 * (1 + y.abs().amax(-1))).all()
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@given(seed=seeds, D=st.integers(1, 4), K=st.integers(0, 32))
+def test_inverse_of_a_chain_of_up_to_32_steps(constraint: str, seed: int, D: int, K: int) -> None:
+    w, u, b = random_chain(seed, K=K, D=D)
+    y = 3 * torch.randn(20, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    z0 = planar_inverse(y, w, u, b, constraint)
+    assert ((planar_chain(z0, w, u, b, constraint)[0] - y).abs()).max() < 1e-10
+    assert ((planar_inverse(planar_chain(y, w, u, b, constraint)[0], w, u, b, constraint) - y).abs()).max() < 1e-6
+
+
+@given(slack=st.floats(1e-20, 1e3), target=st.floats(-1e3, 1e3))
+def test_the_scalar_root_against_bisection(slack: float, target: float) -> None:
+    from planar_helpers.planar import _SolveAlongW
+
+    lo, hi = target - abs(slack - 1) - 1, target + abs(slack - 1) + 1
+    for _ in range(200):
+        middle = (lo + hi) / 2
+        lo, hi = (middle, hi) if middle + (slack - 1) * math.tanh(middle) < target else (lo, middle)
+    root = _SolveAlongW.apply(
+        torch.tensor(target, dtype=torch.float64), torch.tensor(slack, dtype=torch.float64)
+    ).item()
+    h = math.tanh(root)
+    slope = h**2 + slack * (1 - h**2)
+    assert abs(root - lo) <= 1e-11 * (1 + abs(lo)) + 1e-14 * (abs(target) + 1) / max(slope, 1e-10)
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_inverse_passes_gradcheck_and_refuses_second_derivatives(constraint: str) -> None:
+    w, u, b = random_chain(5, 3, K=2, D=2)
+    y = torch.randn(3, 2, dtype=torch.float64)
+    inputs = tuple(t.requires_grad_() for t in (y, w, u, b))
+    assert gradcheck(lambda *args: planar_inverse(*args, constraint), inputs)
+    (gradient,) = torch.autograd.grad(planar_inverse(*inputs, constraint).sum(), (y,), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+# distributions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_transformed_distribution_integrates_to_one_at_points_it_did_not_sample(constraint: str) -> None:
+    w, u, b = random_chain(2, K=3, D=2)
+    q0 = Independent(Normal(torch.zeros(2).double(), torch.ones(2).double()), 1)
+    qK = TransformedDistribution(q0, PlanarTransform(w, u, b, constraint))
+    z = plane_grid(-16, 16, 801)
+    assert log_mass(z, qK.log_prob(z)).item() == pytest.approx(0, abs=2e-4)
+    sample = qK.rsample((50_000,))
+    for corner in (-1.0, 0.0, 1.0):
+        inside = (z < corner).all(-1)
+        exact = (qK.log_prob(z).exp() * inside).sum() * (z[0, 1, 0] - z[0, 0, 0]) ** 2
+        share = (sample < corner).all(-1).double().mean()
+        assert abs(share - exact) < 4 * (exact * (1 - exact) / 50_000).sqrt() + 0.01 * exact.sqrt() * 0.5
+
+
+def test_transform_batches_with_and_without_cache() -> None:
+    w, u, b = random_chain(2, 4, K=3, D=2)
+    q0 = Independent(Normal(torch.zeros(2).double(), torch.ones(2).double()), 1)
+    for transform in (PlanarTransform(w, u, b), PlanarTransform(w, u, b).with_cache(0)):
+        qK = TransformedDistribution(q0, transform)
+        sample = qK.rsample((7,))
+        assert sample.shape == (7, 4, 2) and qK.log_prob(sample).shape == (7, 4)
+        fresh = TransformedDistribution(q0, PlanarTransform(w, u, b)).log_prob(sample.clone())
+        assert torch.allclose(qK.log_prob(sample), fresh, atol=1e-9)
+        z0 = planar_inverse(sample, w, u, b)
+        expected = q0.log_prob(z0) - planar_chain(z0, w, u, b)[1]
+        assert torch.allclose(fresh, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_planar_flow_starts_near_the_identity_and_inverts(constraint: str) -> None:
+    flow = PlanarFlow(D=2, K=8, constraint=constraint).double()
+    z0 = torch.randn(50, 2, dtype=torch.float64)
+    zK, sum_ladj = flow(z0)
+    assert (zK - z0).abs().max() < 0.5 and sum_ladj.abs().max() < 0.5
+    assert torch.allclose(flow.inverse(zK), z0, atol=1e-9)
+    sum_ladj.sum().backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in flow.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu() -> None:
+    w, u, b = random_chain(0, 5, K=3, D=2)
+    z0 = torch.randn(5, 2, dtype=torch.float64)
+    there = planar_chain(*(t.cuda() for t in (z0, w, u, b)))
+    assert torch.allclose(there[0].cpu(), planar_chain(z0, w, u, b)[0], atol=1e-12)
+    assert torch.allclose(planar_inverse(there[0], *(t.cuda() for t in (w, u, b))).cpu(), z0, atol=1e-9)
+
+
+# bad input ----------------------------------------------------------------------------------------------------------
+
+W, U, B, Z = torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3), torch.zeros(2)
+
+
+@pytest.mark.parametrize("function", [planar_chain, planar_inverse])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.zeros(3), W, U, B), ValueError, r"z(0|K) must have shape \(\.\.\., 2\)"),
+        ((torch.zeros(()), W, U, B), ValueError, r"z(0|K) must have shape"),
+        ((Z, W[0], U[0], B), ValueError, "w, u and b must have shapes"),
+        ((Z, W, U[:2], B), ValueError, "w, u and b must have shapes"),
+        ((Z, W, U, B[:2]), ValueError, "w, u and b must have shapes"),
+        ((torch.zeros(0), W[:, :0], U[:, :0], B), ValueError, "D ≥ 1"),
+        ((torch.zeros(5, 2), W.expand(4, 3, 2), U.expand(4, 3, 2), B.expand(4, 3)), ValueError, "broadcast"),
+        ((Z, W.double(), U, B), TypeError, "one dtype"),
+        ((Z.double(), W, U, B), TypeError, "one dtype"),
+        ((Z.long(), W, U, B), TypeError, "floating"),
+        (([0.0, 0.0], W, U, B), TypeError, "torch.Tensor"),
+        ((Z, W, U, B, "papre"), ValueError, "constraint must be one of"),
+    ],
+)
+def test_bad_input_gets_a_clear_error(function, arguments: tuple, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        function(*arguments)
+
+
+def test_bad_sizes_and_constraints_get_a_clear_error() -> None:
+    for D, K in ((0, 1), (-1, 1), (2, -1), (2.0, 1), (2, True)):
+        with pytest.raises(ValueError, match="must be an integer"):
+            PlanarFlow(D, K)
+    for call in (
+        lambda: PlanarFlow(2, 1, "none"),
+        lambda: constrain_u(Z, Z, "none"),
+        lambda: constrain_u(Z, torch.zeros(3)),
+    ):
+        with pytest.raises(ValueError, match="constraint must be|same size D"):
+            call()
+    with pytest.raises(ValueError, match="w, u and b must have shapes"):
+        PlanarTransform(W, U, B[:1])
