@@ -31,7 +31,7 @@ def constrain_u(w: Tensor, u: Tensor, constraint: str = "paper") -> Tensor:
     whatever u is, and û = u by convention.
 
     As ‖w‖ → 0 the paper's û truly diverges, like 0.307/‖w‖, and its gradient like 1/‖w‖². Both are finite for
-    ‖w‖ ≥ 1e-6; where 1/‖w‖² would overflow (‖w‖ < 4e-16 in float32) w counts as 0. The shifted û stays
+    ‖w‖ ≥ 1e-6; where 1/‖w‖² would come near overflow (‖w‖ < 7e-16 in float32) w counts as 0. The shifted û stays
     bounded, its gradient grows like 1/‖w‖ only.
 
     Raises ValueError for an unknown constraint or shapes that do not fit, TypeError for a dtype that is not one
@@ -65,10 +65,10 @@ def _constrain(w: Tensor, u: Tensor, constraint: str) -> tuple[Tensor, Tensor]:
 
     s = norm * (w_hat * u).sum(dim=-1, keepdim=True)
     if constraint == "paper":
-        slack = F.softplus(s)
-        m_minus_s = F.softplus(-s) - 1
+        slack = F.softplus(s, threshold=40)  # torch's own threshold, 20, is felt in float64
+        m_minus_s = F.softplus(-s, threshold=40) - 1
     else:
-        slack = F.softplus(s + LOG_E_MINUS_1)
+        slack = F.softplus(s + LOG_E_MINUS_1, threshold=40)
         # m(s) − s without cancellation near s = 0, where it is −s/e, and without overflow at either end:
         # log(1 + (e⁻ˢ − 1)/e) for s ≥ 0, log(1 + (eˢ − 1)(1 − 1/e)) − s for s < 0.
         positive = s >= 0

@@ -61,11 +61,14 @@ def save(
     path = figure_path(name + (".gif" if animated else ".png"), data, budget_matters)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    if animated:
-        fig.save(temporary, writer=PillowWriter(fps=fps))
-    else:
-        fig.savefig(temporary, metadata={"Software": None})
-    os.replace(temporary, path)
+    try:
+        if animated:
+            fig.save(temporary, writer=PillowWriter(fps=fps))
+        else:
+            fig.savefig(temporary, metadata={"Software": None})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -91,7 +91,9 @@ def plane_grid(low: float = -4.0, high: float = 4.0, n: int = 201, dtype: torch.
 
 
 def log_mass(z: Tensor, log_density: Tensor) -> Tensor:
-    """Return the log of ∫ exp(log_density) by the midpoint sum over a grid z (n, n, 2); log_density (..., n, n), in nats.
+    """Return the log of ∫ exp(log_density), by the midpoint sum over a grid.
+
+    Shapes: z (n, n, 2) from `plane_grid`, log_density (..., n, n); returns (...,), in nats.
 
     >>> z = plane_grid(-8, 8, 161)
     >>> abs(log_mass(z, -0.5 * (z**2).sum(-1) - 1.8378770664).item()) < 1e-9

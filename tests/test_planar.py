@@ -101,6 +101,14 @@ def test_paper_is_never_nan_and_finite_from_1e_6_on(norm: float, dtype: torch.dt
         assert norm < 1e-6 or torch.isfinite(values).all()
 
 
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_float64_slack_and_u_hat_agree_where_softplus_is_nearly_linear(constraint: str) -> None:
+    s = torch.linspace(-30, 60, 181).double().unsqueeze(1)
+    u_hat = constrain_u(torch.ones_like(s), s, constraint)
+    expected = torch.tensor([m_of(value, constraint) for value in s[:, 0].tolist()], dtype=torch.float64)
+    assert ((u_hat[:, 0] - expected).abs() <= 4e-16 * (1 + s[:, 0].abs())).all()
+
+
 def test_paper_diverges_like_one_over_w_and_shifted_does_not() -> None:
     u = torch.zeros(2, dtype=torch.float64)
     for norm in (1e-3, 1e-6, 1e-9):

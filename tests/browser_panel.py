@@ -1,0 +1,258 @@
+"""Run notebooks in a real JupyterLab, in headless Chromium, and move the interactive panel's sliders.
+
+    python tests/browser_panel.py              notebook 02 and its panel (`make browser`)
+    python tests/browser_panel.py 03 05        these notebooks
+    python tests/browser_panel.py --all        every notebook
+
+Works on copies in a temporary folder, with temporary settings, at the quick budget. Fails if a cell shows an error, if
+TeX is red or left unrendered, or if a slider leaves the panel's picture as it was. Screenshots go to build/browser/.
+Needs Playwright (`pip install -e ".[browser]"`) and Chromium (in the PATH, or named in the variable CHROMIUM).
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "build" / "browser"
+CHROMIUM_ARGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+LAB_SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},  # else off-screen cells are not rendered
+}
+IDLE = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
+PANEL_PICTURE = "img.widget-image"
+SCREEN = {"width": 1280, "height": 1600}
+
+# Index and text of each cell that shows an error; the caller drops those that are meant to.
+FIND_ERRORS = """() => [...document.querySelectorAll('.jp-Notebook .jp-Cell')].flatMap((cell, i) => {
+    const error = cell.querySelector("[data-mime-type='application/vnd.jupyter.error']");
+    return error ? [[i, error.innerText.trim().split('\\n').pop()]] : [];
+})"""
+FIND_BAD_TEX = """() => {
+    const red = [...document.querySelectorAll('mjx-container *')].filter(
+        e => getComputedStyle(e).color === 'rgb(255, 0, 0)' || e.tagName.toLowerCase() === 'mjx-merror');
+    const raw = [...document.querySelectorAll('.jp-RenderedMarkdown')].map(e => {
+        const copy = e.cloneNode(true);
+        copy.querySelectorAll('code, mjx-container').forEach(c => c.remove());
+        return copy.textContent;
+    }).filter(t => /\\\\(begin|mathbf|frac|top|hat|log)|\\$\\$/.test(t));
+    return [...red.map(e => 'red: ' + e.textContent), ...raw.map(t => 'not rendered: ' + t.trim().slice(0, 80))];
+}"""
+READ_PICTURE = """async selector => {
+    const image = document.querySelector(selector);
+    const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
+    return btoa(String.fromCharCode(...bytes.subarray(0, 60000)));
+}"""
+
+
+def find_chromium() -> str:
+    """Return the path of Chromium: from CHROMIUM, else from the PATH; exit with a clear line if there is none."""
+    named = os.environ.get("CHROMIUM")
+    if named and not Path(named).is_file():
+        sys.exit(f"CHROMIUM must name Chromium's executable, got {named!r}, which does not exist")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = named or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        sys.exit(
+            "Chromium is needed and was not found: install it (Debian: apt install chromium) or set CHROMIUM to it"
+        )
+    return found
+
+
+def wait_until(condition: Any, seconds: float, what: str) -> None:
+    """Call condition() until it is true; raise TimeoutError after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def lab_server(folder: Path) -> Iterator[str]:
+    """Serve folder/notebooks with JupyterLab on a free port; yield its address."""
+    settings = folder / "settings"
+    for name, values in LAB_SETTINGS.items():
+        path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "PLANAR_BUDGET": "quick",
+        "PLANAR_FIGURES": str(OUT / "figures"),
+    }
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
+        f"--ServerApp.root_dir={folder / 'notebooks'}", "--IdentityProvider.token=", "--ServerApp.port_retries=0",
+    ]  # fmt: skip
+    log_path = folder / "server.log"
+    with open(log_path, "wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        try:
+            wait_until(lambda: server.poll() is not None or answers(f"{address}/api"), 60, "JupyterLab to start")
+        except TimeoutError as error:
+            raise RuntimeError(f"{error}; its log ends:\n{log_path.read_text()[-1500:]}") from error
+        if server.poll() is not None:
+            raise RuntimeError(f"JupyterLab did not start; its log ends:\n{log_path.read_text()[-1500:]}")
+        yield address
+    finally:
+        server.terminate()  # it shuts its kernels down first
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def answers(address: str) -> bool:
+    """Whether a server answers there."""
+    try:
+        with urllib.request.urlopen(address, timeout=2):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def run_notebook(page: Any, address: str, path: Path, seconds: float) -> None:
+    """Open a notebook, restart its kernel, run all its cells, and wait for the last."""
+    page.goto(f"{address}/lab/tree/{path.name}?reset")
+    page.wait_for_selector(IDLE, timeout=120_000)
+    page.wait_for_timeout(4000)  # a restart while the page still connects to the new kernel can lose its messages
+    page.wait_for_selector(IDLE, timeout=120_000)
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_role("menuitem", name="Restart Kernel and Run All Cells…").click()
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    waiting = page.locator(".jp-InputPrompt", has_text="[*]")
+    waiting.first.wait_for(timeout=60_000)
+    wait_until(lambda: waiting.count() == 0 and page.locator(IDLE).count() == 1, seconds, f"{path.stem} to run")
+    page.wait_for_timeout(1500)  # let the last pictures and formulas be drawn
+
+
+def scan(page: Any, path: Path) -> list[str]:
+    """Return what is wrong on the page: cells with errors that are not meant to fail, bad TeX."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    meant = {i for i, cell in enumerate(cells) if "raises-exception" in cell["metadata"].get("tags", [])}
+    errors = [f"cell {i}: {text}" for i, text in page.evaluate(FIND_ERRORS) if i not in meant]
+    return errors + page.evaluate(FIND_BAD_TEX)
+
+
+def move_sliders(page: Any, stem: str) -> list[str]:
+    """Press ArrowRight on each slider, and return which of them did not change the panel's picture."""
+    handles = page.locator(".widget-slider .noUi-handle")
+    labels = page.locator(".widget-slider .widget-label").all_inner_texts()
+    if handles.count() == 0 or page.locator(PANEL_PICTURE).count() == 0:
+        return ["the panel's sliders or its picture are missing"]
+    panel = page.locator(".jp-OutputArea-output:has(.widget-slider)").first
+    panel.scroll_into_view_if_needed()
+    panel.screenshot(path=OUT / f"{stem}_panel_before.png")
+    wrong = []
+    for i, label in enumerate(labels):
+        before = page.evaluate(READ_PICTURE, PANEL_PICTURE)
+        start = time.monotonic()
+        handles.nth(i).focus()
+        page.keyboard.press("ArrowRight")
+        try:
+            wait_until(lambda old=before: page.evaluate(READ_PICTURE, PANEL_PICTURE) != old, 10, "the picture")
+            print(f"    slider {label:9} moved, new picture after {time.monotonic() - start:.2f} s")
+        except TimeoutError:
+            wrong.append(f"slider {label} left the picture as it was")
+    panel.screenshot(path=OUT / f"{stem}_panel_after.png")
+    return wrong
+
+
+def take_screenshots(page: Any, stem: str) -> int:
+    """Save the whole notebook, one screen after the other; return how many."""
+    for old in OUT.glob(f"{stem}_screen_*.png"):
+        old.unlink()
+    outer = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer").first
+    height, step = outer.evaluate("e => [e.scrollHeight, e.clientHeight]")
+    number = -(-height // step)
+    for i in range(number):
+        outer.evaluate(f"e => e.scrollTo(0, {i * step})")
+        page.wait_for_timeout(150)
+        outer.screenshot(path=OUT / f"{stem}_screen_{i + 1:02}.png")
+    return number
+
+
+def main() -> int:
+    """Run the notebooks named (02 by default); return 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="stems or numbers, such as 07; 02 by default")
+    parser.add_argument("--all", action="store_true", help="every notebook")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for one notebook to run (default 900)")
+    arguments = parser.parse_args()
+    names = tuple(arguments.names or ["02"])
+    paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    paths = [path for path in paths if arguments.all or path.stem.startswith(names)]
+    if not paths:
+        parser.error(f"names must be of notebooks in notebooks/, got {list(names)}")
+    chromium = find_chromium()
+    try:
+        from playwright.sync_api import Error as PlaywrightError
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        sys.exit('Playwright is needed and was not found: pip install -e ".[browser]"')
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a kill stops the server, too
+    OUT.mkdir(parents=True, exist_ok=True)
+    failed = []
+    with tempfile.TemporaryDirectory(prefix="planar-browser-") as temporary:
+        folder = Path(temporary)
+        (folder / "notebooks").mkdir()
+        copies = [Path(shutil.copy(path, folder / "notebooks")) for path in paths]
+        with lab_server(folder) as address, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=CHROMIUM_ARGS)
+            for path in copies:
+                print(f"{path.stem}:", flush=True)
+                page = browser.new_page(viewport=SCREEN)
+                start = time.monotonic()
+                try:
+                    run_notebook(page, address, path, arguments.timeout)
+                    print(f"    ran in {time.monotonic() - start:.0f} s")
+                    wrong = scan(page, path)
+                    if "FloatSlider" in path.read_text(encoding="utf-8"):
+                        wrong += move_sliders(page, path.stem)
+                    print(f"    {take_screenshots(page, path.stem)} screenshots in {OUT.relative_to(ROOT)}/")
+                except (PlaywrightError, TimeoutError) as error:
+                    page.screenshot(path=OUT / f"{path.stem}_failed.png")
+                    wrong = [str(error).splitlines()[0]]
+                page.close()
+                for line in wrong:
+                    print(f"    WRONG: {line}")
+                failed += [path.stem] if wrong else []
+            browser.close()
+    print(
+        f"{len(paths) - len(failed)} of {len(paths)} notebooks as they should be"
+        + (f"; not: {failed}" if failed else "")
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

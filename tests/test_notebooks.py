@@ -1,0 +1,153 @@
+"""What a machine can see of a committed notebook. That they run, and that checked outputs hold, is nbval's part."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+CHECKED = ("01", "02", "03", "05")  # where at least 70 % of the cells with text output are compared
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def code_cells(path: Path) -> list[dict]:
+    return [cell for cell in read(path)["cells"] if cell["cell_type"] == "code" and source(cell).strip()]
+
+
+def texts(cell: dict) -> list[str]:
+    found = ["".join(out.get("text", [])) for out in cell["outputs"]]
+    return found + ["".join(out.get("data", {}).get("text/plain", [])) for out in cell["outputs"]]
+
+
+def tags(cell: dict) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def test_the_series_is_there_in_order() -> None:
+    numbers = [int(path.name[:2]) for path in NOTEBOOKS]
+    assert numbers == list(range(len(numbers))) and len(numbers) >= 8
+
+
+@each
+def test_executed_in_order_without_errors_or_warnings(path: Path) -> None:
+    cells = code_cells(path)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error" or "raises-exception" in tags(cell), source(cell)
+            assert output.get("name") != "stderr", source(cell)
+        assert not any("Warning" in text for text in texts(cell)), source(cell)
+
+
+@each
+def test_clean_for_committing(path: Path) -> None:
+    notebook = read(path)
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    assert notebook["metadata"]["language_info"] == {"name": "python"}
+    for cell in notebook["cells"]:
+        assert set(cell["metadata"]) <= {"tags"}
+    stored = json.dumps([[source(cell), cell.get("outputs", [])] for cell in notebook["cells"]])
+    assert not re.search(
+        r"(?<![\w.:/])/(?:home|root|work|tmp|Users|usr|opt)/", re.sub(r'"image/png": "[^"]*"', "", stored)
+    )
+    assert "widget-view" not in stored
+
+
+@each
+def test_no_raw_repr_and_no_wall_of_output(path: Path) -> None:
+    for cell in code_cells(path):
+        for text in texts(cell):
+            assert not re.search(r"<\w[\w.]* (?:object )?at 0x", text), source(cell)
+            assert text.count("\n") <= 60, source(cell)
+
+
+@each
+def test_opener_and_closer(path: Path) -> None:
+    prose = [source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "markdown"]
+    opener, everything = prose[0], "\n".join(prose)
+    assert re.match(rf"# {path.name[:2]}\b", opener)
+    assert re.search(r"[Mm]inute", opener), "the opener says how many minutes it takes"
+    if path.name[:2] != "00":
+        for part in ("able to", "need", "figure to come"):
+            assert part in opener.lower(), f"the opener lacks {part!r}"
+        for part in ("## What was shown", "Limits", "## Questions", "Next"):
+            assert part.lower() in everything.lower(), f"the closer lacks {part!r}"
+
+
+@each
+def test_rhythm(path: Path) -> None:
+    cells = [cell for cell in read(path)["cells"] if source(cell).strip()]
+    lengths, run = [], 0
+    for cell in cells:
+        run = run + 1 if cell["cell_type"] == "code" else 0
+        assert run <= 2, f"three code cells in a row, the last: {source(cell)}"
+        if cell["cell_type"] == "code":
+            length = len([line for line in source(cell).splitlines() if line.strip()])
+            assert length <= (40 if "\nclass " in "\n" + source(cell) else 25), source(cell)
+            lengths.append(length)
+    assert statistics.median(lengths) <= 8
+
+
+@each
+def test_links_resolve(path: Path) -> None:
+    for cell in read(path)["cells"]:
+        if cell["cell_type"] == "markdown":
+            for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", source(cell)):
+                if not re.match(r"https?:|attachment:|data:", target):
+                    assert (path.parent / target).exists(), f"{path.stem} links to {target}, which is not there"
+
+
+@each
+def test_maths_has_no_macros(path: Path) -> None:
+    prose = "\n".join(source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "markdown")
+    for macro in (r"\newcommand", r"\def", r"\gdef", r"\eqref", r"\require"):
+        assert not re.search(re.escape(macro) + r"(?![a-zA-Z])", prose), macro
+
+
+@each
+def test_checked_outputs(path: Path) -> None:
+    printed = [cell for cell in code_cells(path) if any(out["output_type"] == "stream" for out in cell["outputs"])]
+    checked = [cell for cell in printed if "nbval-check-output" in tags(cell)]
+    if path.name[:2] in CHECKED:
+        assert len(checked) >= 0.7 * len(printed)
+    for cell in code_cells(path):
+        if "nbval-check-output" in tags(cell):
+            text = "".join(texts(cell))
+            assert text.strip() not in ("", "True", "False"), source(cell)
+            assert not re.search(r"\d\.\d{8,}|\d(?:\.\d+)?e-1[5-9]", text), f"raw digits in a checked cell: {text}"
+
+
+@each
+def test_every_saved_figure_is_in_the_gallery(path: Path) -> None:
+    gallery = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
+    for cell in code_cells(path):
+        for stem in re.findall(r"plots\.save\(\s*\w+,\s*\"([^\"]+)\"", source(cell)):
+            assert stem.startswith(path.name[:2] + "_"), f"{stem} is saved by {path.stem}"
+            files = [ROOT / "figures" / f"{stem}{suffix}" for suffix in (".png", ".gif")]
+            assert any(file.is_file() for file in files), f"{stem} is missing from figures/"
+            assert stem in gallery, f"{stem} is missing from figures/README.md"
+
+
+def test_no_figure_is_an_orphan() -> None:
+    saved = {
+        stem
+        for path in NOTEBOOKS
+        for cell in code_cells(path)
+        for stem in re.findall(r"plots\.save\(\s*\w+,\s*\"([^\"]+)\"", source(cell))
+    }
+    committed = {path.stem for path in (ROOT / "figures").iterdir() if path.suffix in (".png", ".gif")}
+    assert committed == saved
