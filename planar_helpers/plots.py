@@ -127,7 +127,8 @@ def show_curves(ax: Axes, train: Tensor, test: Tensor, title: str, colour: str) 
 
 def scatter_by_digit(ax: Axes, z: Tensor, labels: Tensor, title: str = "", limits: Sequence[float] = (-4, 4)) -> None:
     """Draw points z (N, 2), coloured by digit, with a legend of ten."""
-    ax.scatter(z[:, 0], z[:, 1], c=labels, cmap=DIGIT_CMAP, vmin=-0.5, vmax=9.5, s=2, alpha=0.6, linewidths=0)
+    size = 2 if len(z) > 2000 else 10
+    ax.scatter(z[:, 0], z[:, 1], c=labels, cmap=DIGIT_CMAP, vmin=-0.5, vmax=9.5, s=size, alpha=0.6, linewidths=0)
     for digit in range(10):
         ax.plot([], [], "o", ms=5, color=DIGIT_CMAP(digit), label=str(digit))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="digit")
