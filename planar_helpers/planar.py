@@ -174,16 +174,17 @@ class _SolveAlongW(torch.autograd.Function):
         # g is odd, so take target ≥ 0. There Newton's method is monotone from target/(1 + m) for m > 0
         # (g concave) and from target − m for m < 0 (g convex); the bracket only guards against rounding.
         a = torch.where(m > 0, target / slack.clamp(min=1), target - m * target.sign())
-        tolerance = 4 * torch.finfo(target.dtype).eps
+        eps = torch.finfo(target.dtype).eps
         for _ in range(200):
             h = torch.tanh(a)
             residual = a + m * h - target
             lo, hi = torch.where(residual < 0, a, lo), torch.where(residual > 0, a, hi)
             newton = a - residual / (h**2 + slack * (1 - h**2))
             a_next = torch.where((newton >= lo) & (newton <= hi), newton, (lo + hi) / 2)
-            converged = (a_next - a).abs() <= tolerance * a.abs()
+            # Done where the equation holds to rounding, or where a no longer moves.
+            done = (residual.abs() <= 2 * eps * (a.abs() + (m * h).abs())) | ((a_next - a).abs() <= 4 * eps * a.abs())
             a = torch.where(residual == 0, a, a_next)
-            if bool((converged | (residual == 0)).all()):
+            if bool(done.all()):
                 break
         ctx.save_for_backward(a, slack)
         return a

@@ -87,10 +87,13 @@ def show_density(
     ax: Axes, z: Tensor, log_density: Tensor, title: str = "", vmax: float | None = None, symbol: str = "z"
 ) -> None:
     """Draw exp(log_density) (G, G) over the grid z (G, G, 2): viridis, from 0 to vmax."""
-    limits = (z[..., 0].min().item(), z[..., 0].max().item(), z[..., 1].min().item(), z[..., 1].max().item())
+    low, high = z[0, 0].tolist(), z[-1, -1].tolist()
+    half = [(high[i] - low[i]) / (2 * (len(z) - 1)) for i in (0, 1)]  # a grid point is the middle of its pixel
+    extent = (low[0] - half[0], high[0] + half[0], low[1] - half[1], high[1] + half[1])
     # z[i, j] = (z_1[j], z_2[i]) as targets.plane_grid builds it
-    ax.imshow(log_density.exp().numpy(), extent=limits, vmin=0, vmax=vmax, aspect="equal")
-    ax.set(xlabel=f"${symbol}_1$", ylabel=f"${symbol}_2$", title=title)
+    ax.imshow(log_density.exp().numpy(), extent=extent, vmin=0, vmax=vmax, aspect="equal")
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), title=title)
+    ax.set(xlabel=f"${symbol}_1$", ylabel=f"${symbol}_2$")
 
 
 def show_contours(ax: Axes, z: Tensor, log_density: Tensor, colour: str, label: str = "") -> None:

@@ -86,8 +86,8 @@ def test_a_density_is_drawn_where_it_is() -> None:
     row, column = np.unravel_index(image.get_array().argmax(), (81, 81))
     left, right, bottom, top = image.get_extent()
     assert image.origin == "lower"
-    assert left + (column + 0.5) / 81 * (right - left) == pytest.approx(2.0, abs=0.1)
-    assert bottom + (row + 0.5) / 81 * (top - bottom) == pytest.approx(-1.0, abs=0.1)
+    assert left + (column + 0.5) / 81 * (right - left) == pytest.approx(2.0, abs=1e-6)
+    assert bottom + (row + 0.5) / 81 * (top - bottom) == pytest.approx(-1.0, abs=1e-6)
     plots.show_contours(ax, z, log_density, "red", "q")
     points = np.concatenate([p.vertices for p in ax.collections[-1].get_paths()])
     assert points.mean(0) == pytest.approx([2.0, -1.0], abs=0.1)
