@@ -43,13 +43,16 @@ def test_constraints_record_a_version_that_the_project_admits() -> None:
 
 def test_every_public_name_has_annotations_and_a_docstring() -> None:
     for path in PACKAGE:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        public = [node for node in classes if not node.name.startswith("_")]
+        for node in [*tree.body, *(member for owner in public for member in owner.body)]:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
-                missing = [
-                    a.arg for a in node.args.args if a.annotation is None and a.arg not in ("self", "cls", "ctx")
-                ]
+                exempt = ("self", "cls", "ctx")
+                missing = [a.arg for a in node.args.args if a.annotation is None and a.arg not in exempt]
                 assert not missing and node.returns is not None, f"{path.name}: {node.name} lacks annotations {missing}"
 
 

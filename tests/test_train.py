@@ -81,12 +81,14 @@ def test_training_improves_on_the_best_independent_pixels(digits: Images) -> Non
 
 
 def test_history_holds_the_means_of_the_four_terms(few: Images) -> None:
+    few = few._replace(test=torch.zeros_like(few.test))  # blank: nothing like the training images
     model = fresh()
     history = fit(model, few, epochs=1, progress=False)
     torch.manual_seed(1)
     means = mean_terms(model, few.test)
+    assert abs(history.test.elbo - history.train.elbo) > 20
     for name, value in means._asdict().items():
-        assert getattr(history.test, name)[-1] == pytest.approx(value, abs=1.0)
+        assert getattr(history.test, name)[-1] == pytest.approx(value, abs=2.0)
     assert history.test.elbo == pytest.approx(
         history.test.log_px_z + history.test.log_pz - history.test.log_q0 + history.test.sum_ladj
     )
