@@ -35,7 +35,7 @@ bench: $(VENV)/.installed  ## Compare speeds in one run, as ratios
 	$(BIN)/python tests/bench.py
 
 browser: $(VENV)/.installed  ## Move the panel of notebook 02 in a real JupyterLab (needs Chromium)
-	$(BIN)/pip install -q -e ".[browser]"
+	$(BIN)/pip install -qq -e ".[browser]"
 	$(BIN)/python tests/browser_panel.py
 
 clean:  ## Remove the environment, build/ and trained models
@@ -47,6 +47,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		{ echo "$(PYTHON) lacks venv: install it (Debian, Ubuntu: apt install python3-venv) and run make again"; exit 1; }
 	@echo "Creating $(VENV) and installing (PyTorch is large: a minute or several)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(PIN) -e ".[test]"
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq $(PIN) -e ".[test]"
 	@touch $@
