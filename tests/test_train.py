@@ -88,7 +88,7 @@ def test_history_holds_the_means_of_the_four_terms(few: Images) -> None:
     means = mean_terms(model, few.test)
     assert abs(history.test.elbo[-1] - history.train.elbo[-1]) > 20
     for name, value in means._asdict().items():
-        assert getattr(history.test, name)[-1] == pytest.approx(value, rel=0.05, abs=0.5)
+        assert getattr(history.test, name)[-1].item() == pytest.approx(value.item(), rel=0.05, abs=0.5)
     assert history.test.elbo == pytest.approx(
         history.test.log_px_z + history.test.log_pz - history.test.log_q0 + history.test.sum_ladj
     )
