@@ -158,32 +158,29 @@ def inference_gap(
     n_eval draws. So the approximation gap is that of the best parameters *found*, and single images carry Monte
     Carlo noise of about (spread of the draws)/√n_eval.
 
-    Shapes: x (B, d_x); each (B,), in nats. Raises ValueError for D ≠ 2. Source: Cremer, Li & Duvenaud 2018.
+    Shapes: x (B, d_x); each (B,), in nats. Raises ValueError for D ≠ 2. Source: Cremer, Li & Duvenaud 2018. Derived in:
+    notebooks/06_amortized_encoder, section "What does amortization cost?".
     """
     _need_plane(model, "inference_gap")
     log_px = exact_log_px(model, x).log_px
     with torch.no_grad():
         start = model.encode(x)
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    local = [field.clone().requires_grad_() for field in start]
-    optimizer = torch.optim.Adam(local, lr=lr)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-    frozen = [(p, p.requires_grad) for p in model.parameters()]
-    for parameter, _ in frozen:
-        parameter.requires_grad_(False)
-    for _ in range(steps):
-        zK, log_q0, sum_ladj = FlowPosterior(*local, constraint=start.constraint).rsample((n_samples,))
-        elbo = _log_joint_at(model, x, zK) - log_q0 + sum_ladj
-        optimizer.zero_grad()
-        (-elbo.mean(0).sum()).backward()
-        optimizer.step()
-        scheduler.step()
-    for parameter, flag in frozen:
-        parameter.requires_grad_(flag)
-    best = FlowPosterior(*(field.detach() for field in local), constraint=start.constraint)
-    before, after = (_mean_elbo(model, x, posterior, n_eval) for posterior in (start, best))
-    torch.set_rng_state(generator_state)
+    with torch.random.fork_rng():  # the caller's random stream goes on as if nothing had been drawn
+        torch.manual_seed(seed)
+        local = [field.clone().requires_grad_() for field in start]
+        optimizer = torch.optim.Adam(local, lr=lr)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+        for _ in range(steps):
+            zK, log_q0, sum_ladj = FlowPosterior(*local, constraint=start.constraint).rsample((n_samples,))
+            elbo = _log_joint_at(model, x, zK) - log_q0 + sum_ladj
+            # only the images' own parameters move: no gradient is taken in the model's
+            slopes = torch.autograd.grad(-elbo.mean(0).sum(), local, materialize_grads=True)
+            for field, slope in zip(local, slopes, strict=True):
+                field.grad = slope
+            optimizer.step()
+            scheduler.step()
+        best = FlowPosterior(*(field.detach() for field in local), constraint=start.constraint)
+        before, after = (_mean_elbo(model, x, posterior, n_eval) for posterior in (start, best))
     return InferenceGap(log_px - before, log_px - after, after - before)
 
 
