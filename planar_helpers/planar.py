@@ -54,16 +54,15 @@ def _constrain(w: Tensor, u: Tensor, constraint: str) -> tuple[Tensor, Tensor]:
     """Return û (..., D) and slack = 1 + wᵀû = 1 + m(s) > 0 (...,), which is never recomputed from û."""
     if constraint not in CONSTRAINTS:
         raise ValueError(f"constraint must be one of {CONSTRAINTS}, got {constraint!r}")
-    # ‖w‖ and ŵ = w/‖w‖ by scaling first: ‖w‖² on its own would underflow for ‖w‖ < 1e-19 in float32.
+    # w/‖w‖² by scaling first: ‖w‖² on its own would underflow for ‖w‖ < 1e-19 in float32.
     tiny = torch.finfo(w.dtype).tiny ** 0.4 if constraint == "paper" else 0.0
     largest = w.detach().abs().amax(dim=-1, keepdim=True)
     is_zero = largest <= tiny
-    scale = torch.where(is_zero, 1.0, largest)
-    w_scaled = torch.where(is_zero, 1.0, w / scale)
-    norm_scaled = w_scaled.norm(dim=-1, keepdim=True)
-    w_hat, norm = w_scaled / norm_scaled, norm_scaled * scale
+    scale = largest.masked_fill(is_zero, 1.0)
+    w_scaled = (w / scale).masked_fill(is_zero, 1.0)
+    w_over_norm2 = w_scaled / (w_scaled * w_scaled).sum(dim=-1, keepdim=True) / scale
 
-    s = norm * (w_hat * u).sum(dim=-1, keepdim=True)
+    s = (w * u).sum(dim=-1, keepdim=True)
     if constraint == "paper":
         slack = F.softplus(s, threshold=40)  # torch's own threshold, 20, is felt in float64
         m_minus_s = F.softplus(-s, threshold=40) - 1
@@ -74,9 +73,8 @@ def _constrain(w: Tensor, u: Tensor, constraint: str) -> tuple[Tensor, Tensor]:
         positive = s >= 0
         factor = torch.where(positive, s.new_tensor(1 / math.e), s.new_tensor(1 - 1 / math.e))
         m_minus_s = torch.log1p(factor * torch.expm1(torch.where(positive, -s, s))) + F.relu(-s)
-    u_hat = torch.where(is_zero, u, u + m_minus_s / norm * w_hat)
-    slack = torch.where(is_zero, 1.0, slack)
-    return u_hat, slack.squeeze(-1)
+    u_hat = u + m_minus_s.masked_fill(is_zero, 0.0) * w_over_norm2
+    return u_hat, slack.masked_fill(is_zero, 1.0).squeeze(-1)
 
 
 def planar_step(z: Tensor, w: Tensor, u: Tensor, b: Tensor, slack: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -86,7 +84,7 @@ def planar_step(z: Tensor, w: Tensor, u: Tensor, b: Tensor, slack: Tensor | None
         ladj = log|1 + wᵀu h′| = log|h² + slack h′|,     h′ = 1 − h²,  slack = 1 + wᵀu
 
     The second form has no cancellation where slack → 0. Pass `slack` if it is known better than 1 + wᵀu can be
-    recomputed; `planar_chain` does. Without it the step may fold: nothing here asks that f be invertible.
+    recomputed. Without it the step may fold: nothing here asks that f be invertible.
 
     Shapes: z, w, u (..., D), b and slack (...,); returns z_next (..., D), ladj (...,), in nats.
 
@@ -100,11 +98,16 @@ def planar_step(z: Tensor, w: Tensor, u: Tensor, b: Tensor, slack: Tensor | None
     if slack is None:
         slack = 1 + (w * u).sum(dim=-1)
     a = (w * z).sum(dim=-1) + b
+    z_next = z + u * torch.tanh(a).unsqueeze(-1)
+    ladj = torch.log(torch.abs(_det(a, slack)))
+    return z_next, ladj
+
+
+def _det(a: Tensor, slack: Tensor) -> Tensor:
+    """Return the determinant of a step's Jacobian, h² + slack h′, shape (...,)."""
     h = torch.tanh(a)
     h_prime = 4 * torch.sigmoid(2 * a) * torch.sigmoid(-2 * a)  # = 1 − tanh² a, accurate where tanh² a → 1
-    z_next = z + u * h.unsqueeze(-1)
-    ladj = torch.log(torch.abs(h**2 + slack * h_prime))
-    return z_next, ladj
+    return h**2 + slack * h_prime
 
 
 def planar_chain(z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper") -> tuple[Tensor, Tensor]:
@@ -128,10 +131,13 @@ def planar_chain(z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = 
     """
     batch = _check_chain("z0", z0, w, u, b)
     u_hat, slack = _constrain(w, u, constraint)
-    z, sum_ladj = z0.expand(*batch, z0.shape[-1]), z0.new_zeros(batch)
-    for w_k, u_k, b_k, slack_k in _steps(w, u_hat, b, slack):
-        z, ladj = planar_step(z, w_k, u_k, b_k, slack_k)
-        sum_ladj = sum_ladj + ladj
+    z, a = z0.expand(*batch, z0.shape[-1]), []
+    # unbind, not w[..., k, :] in the loop: indexing makes the backward pass quadratic in K.
+    for w_k, u_k, b_k in zip(w.unbind(-2), u_hat.unbind(-2), b.unsqueeze(-1).unbind(-2), strict=True):
+        a.append((w_k * z).sum(dim=-1, keepdim=True) + b_k)
+        z = z + u_k * torch.tanh(a[-1])
+    # A step's determinant needs only its own a and slack, and is positive: all K are taken at once.
+    sum_ladj = torch.log(_det(torch.cat(a, dim=-1), slack)).sum(dim=-1) if a else z0.new_zeros(batch)
     return z, sum_ladj
 
 
@@ -158,7 +164,8 @@ def planar_inverse(zK: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str 
     batch = _check_chain("zK", zK, w, u, b)
     u_hat, slack = _constrain(w, u, constraint)
     z = zK.expand(*batch, zK.shape[-1])
-    for w_k, u_k, b_k, slack_k in reversed(_steps(w, u_hat, b, slack)):
+    steps = zip(w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), slack.unbind(-1), strict=True)
+    for w_k, u_k, b_k, slack_k in reversed(list(steps)):
         a = _SolveAlongW.apply((w_k * z).sum(dim=-1) + b_k, slack_k.expand(batch))
         z = z - u_k * torch.tanh(a).unsqueeze(-1)
     return z
@@ -282,11 +289,6 @@ def check_sizes(D: int, K: int) -> None:
     for name, value, least in (("D", D, 1), ("K", K, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-
-
-def _steps(w: Tensor, u_hat: Tensor, b: Tensor, slack: Tensor) -> list[tuple[Tensor, ...]]:
-    # unbind, not w[..., k, :] in a loop: indexing makes the backward pass quadratic in K.
-    return list(zip(w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), slack.unbind(-1), strict=True))
 
 
 def _check_tensors(**tensors: Tensor) -> None:

@@ -74,17 +74,17 @@ def fit(
 
     for epoch in _progress_bar(start, epochs, means, progress):
         model.train()
-        total = torch.zeros(4, dtype=torch.float64, device=device)
+        seen = []
         for batch in torch.randperm(len(train)).to(device).split(batch_size):
             if schedule == "cosine":
                 optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-            terms = model.elbo_terms(to_float(train[batch]))
+            terms = model.elbo_terms(to_float(train.index_select(0, batch)))
             optimizer.zero_grad()
             terms.loss.backward()
             optimizer.step()
             step += 1
-            total += torch.stack(terms).detach().sum(dim=1)
-        means["train"].append((total / len(train)).cpu())
+            seen.append(torch.stack(terms).detach())
+        means["train"].append(torch.cat(seen, dim=1).double().mean(dim=1).cpu())
         means["test"].append(torch.stack(mean_terms(model, test)).cpu())
         if not bool(torch.isfinite(means["train"][-1]).all()):
             raise FloatingPointError(f"the loss is not finite in epoch {epoch + 1}: lower lr (it is {lr})")

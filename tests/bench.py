@@ -19,8 +19,8 @@ from torchvision import transforms
 from torchvision.datasets import VisionDataset
 
 from planar_helpers.data import load_images
-from planar_helpers.elbo import gaussian_log_density, standard_normal_log_density
-from planar_helpers.planar import planar_chain, planar_step
+from planar_helpers.elbo import LOG_2PI
+from planar_helpers.planar import _constrain, _det, planar_chain
 from planar_helpers.train import fit
 from planar_helpers.vae import PlanarVAE
 
@@ -40,7 +40,7 @@ class PilImages(VisionDataset):
 
 
 class PlainVAE(nn.Module):
-    """The post's architecture, with its step-by-step indexing and probabilities, and a correct objective."""
+    """The post's architecture and operations (indexing, bmm, epsilons, probabilities), with the steps chained."""
 
     def __init__(self, hidden: int = 500, D: int = 2, K: int = 3) -> None:
         super().__init__()
@@ -62,22 +62,28 @@ class PlainVAE(nn.Module):
             u_hat = u_k + (-1 + F.softplus(s) - s) * w_k.transpose(2, 1) / w_k.norm(dim=2, keepdim=True) ** 2
             a = torch.bmm(w_k, z) + b_k
             z = z + u_hat * torch.tanh(a)
-            sum_ladj = sum_ladj + (1 + torch.bmm((1 - torch.tanh(a) ** 2) * w_k, u_hat)).abs().log().squeeze(2)
-        zK = z.squeeze(2)
-        log_px_z = -F.binary_cross_entropy(self.out(zK), x, reduction="none").sum(1)
-        log_q0 = gaussian_log_density(z0, mu, logvar)
-        return -(log_px_z + standard_normal_log_density(zK) - log_q0 + sum_ladj.squeeze(1)).mean()
+            h_prime = 1 - torch.tanh(a) ** 2
+            sum_ladj += (1 + torch.bmm(h_prime * w_k, u_hat)).abs().add(1e-8).log().squeeze(2)
+        z0, zK = z0.unsqueeze(1), z.transpose(2, 1)
+        scaled = (z0 - mu.unsqueeze(1)).add(1e-8) / (2 * torch.exp(logvar)).unsqueeze(1)
+        square = torch.bmm(scaled, (z0 - mu.unsqueeze(1)).transpose(2, 1)).squeeze(2)
+        log_q0 = -LOG_2PI - 0.5 * logvar.add(1e-8).sum(dim=1, keepdim=True) - square
+        log_pz = -LOG_2PI - 0.5 * torch.bmm(zK, zK.transpose(2, 1)).squeeze(2).add(1e-8)
+        log_px_z = -F.binary_cross_entropy(self.out(zK.squeeze(1)), x, reduction="sum") / len(x)
+        return (log_q0 - sum_ladj - log_pz).mean() - log_px_z
 
 
 def post_epoch(dataset: PilImages) -> None:
-    """One epoch the post's way."""
+    """One epoch the post's way, its loss added up as the series' earlier VAE posts report it."""
     model = PlainVAE()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-5)
+    total = 0.0
     for x, _ in DataLoader(dataset, batch_size=100, shuffle=True):
         loss = model(x)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        total += loss.item()
 
 
 def paired(first: Callable[[], object], second: Callable[[], object], pairs: int) -> tuple[float, float, float]:
@@ -97,12 +103,13 @@ def paired(first: Callable[[], object], second: Callable[[], object], pairs: int
 
 
 def indexed_chain(z: torch.Tensor, w: torch.Tensor, u: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The same steps by indexing: each backward of w[:, k] writes a full (B, K, D)."""
-    sum_ladj = torch.zeros(len(z))
+    """planar_chain's own lines, but by indexing: each backward of w[:, k] writes a full (B, K, D)."""
+    u_hat, slack = _constrain(w, u, "paper")
+    a = []
     for k in range(w.shape[1]):
-        z, ladj = planar_step(z, w[:, k], u[:, k], b[:, k])
-        sum_ladj = sum_ladj + ladj
-    return z.sum() + sum_ladj.sum()
+        a.append((w[:, k] * z).sum(dim=-1, keepdim=True) + b[:, k, None])
+        z = z + u_hat[:, k] * torch.tanh(a[-1])
+    return z.sum() + torch.log(_det(torch.cat(a, dim=-1), slack)).sum()
 
 
 def main() -> None:
