@@ -141,6 +141,42 @@ def posterior_grid(model: PlanarVAE, x: Tensor, n: int = 201) -> PosteriorGrid:
     )
 
 
+def own_posterior(
+    model: PlanarVAE,
+    x: Tensor,
+    start: FlowPosterior | None = None,
+    steps: int = 300,
+    lr: float = 0.02,
+    n_samples: int = 8,
+    seed: int = 0,
+) -> FlowPosterior:
+    """Optimise each image's own μ, log σ², w, u, b for its ELBO, the decoder fixed, from the encoder's output.
+
+    Adam on n_samples draws an image for `steps` steps, the step size falling to 0: the best parameters *found*.
+    `start` replaces the encoder's output, and may have another number of steps (none, for a Gaussian).
+
+    Shapes: x (B, d_x); the result's as `FlowPosterior`. Source: Cremer, Li & Duvenaud 2018. Derived in:
+    notebooks/06_amortized_encoder, section "What does amortization cost?".
+    """
+    model.check_images(x)
+    with torch.no_grad():
+        start = model.encode(x) if start is None else start
+    with torch.random.fork_rng():  # the caller's random stream goes on as if nothing had been drawn
+        torch.manual_seed(seed)
+        own = FlowPosterior(*(field.clone().requires_grad_() for field in start), constraint=start.constraint)
+        optimizer = torch.optim.Adam(own, lr=lr)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+        for _ in range(steps):
+            elbo = _log_weights(model, x, own, n_samples)
+            # only the images' own parameters move: no gradient is taken in the model's
+            slopes = torch.autograd.grad(-elbo.mean(0).sum(), own, materialize_grads=True)
+            for field, slope in zip(own, slopes, strict=True):
+                field.grad = slope
+            optimizer.step()
+            scheduler.step()
+    return FlowPosterior(*(field.detach() for field in own), constraint=start.constraint)
+
+
 def inference_gap(
     model: PlanarVAE,
     x: Tensor,
@@ -150,37 +186,22 @@ def inference_gap(
     n_eval: int = 1000,
     seed: int = 0,
 ) -> InferenceGap:
-    """Split log p(x) − ELBO by optimising each image's own μ, log σ², w, u, b from the encoder's output.
+    """Split log p(x) − ELBO in two by giving each image its own parameters (`own_posterior`).
 
-        total = log p(x) − ELBO(encoder),  approximation = log p(x) − ELBO(optimised),  amortization = the rest
+        total = log p(x) − ELBO(encoder),  approximation = log p(x) − ELBO(own),  amortization = the rest
 
-    Adam on n_samples draws an image for `steps` steps, the step size falling to 0; both ELBOs are then means of
-    n_eval draws. So the approximation gap is that of the best parameters *found*, and single images carry Monte
-    Carlo noise of about (spread of the draws)/√n_eval.
+    Both ELBOs are means of n_eval draws: single images carry Monte Carlo noise of about (spread of the
+    draws)/√n_eval. The approximation gap is that of the best parameters *found*.
 
     Shapes: x (B, d_x); each (B,), in nats. Raises ValueError for D ≠ 2. Source: Cremer, Li & Duvenaud 2018. Derived in:
     notebooks/06_amortized_encoder, section "What does amortization cost?".
     """
     _need_plane(model, "inference_gap")
     log_px = exact_log_px(model, x).log_px
-    with torch.no_grad():
-        start = model.encode(x)
-    with torch.random.fork_rng():  # the caller's random stream goes on as if nothing had been drawn
-        torch.manual_seed(seed)
-        local = [field.clone().requires_grad_() for field in start]
-        optimizer = torch.optim.Adam(local, lr=lr)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-        for _ in range(steps):
-            zK, log_q0, sum_ladj = FlowPosterior(*local, constraint=start.constraint).rsample((n_samples,))
-            elbo = _log_joint_at(model, x, zK) - log_q0 + sum_ladj
-            # only the images' own parameters move: no gradient is taken in the model's
-            slopes = torch.autograd.grad(-elbo.mean(0).sum(), local, materialize_grads=True)
-            for field, slope in zip(local, slopes, strict=True):
-                field.grad = slope
-            optimizer.step()
-            scheduler.step()
-        best = FlowPosterior(*(field.detach() for field in local), constraint=start.constraint)
-        before, after = (_mean_elbo(model, x, posterior, n_eval) for posterior in (start, best))
+    own = own_posterior(model, x, None, steps, lr, n_samples, seed)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed + 1)
+        before, after = (_mean_elbo(model, x, posterior, n_eval) for posterior in (model.encode(x), own))
     return InferenceGap(log_px - before, log_px - after, after - before)
 
 
