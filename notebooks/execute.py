@@ -5,6 +5,7 @@ the same bytes. A notebook is written only when it has run to its end.
 """
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "figures" / "results"
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
@@ -44,6 +46,28 @@ def is_widget(output: nbformat.NotebookNode) -> bool:
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
+def stored_numbers() -> dict[str, tuple[float, float]]:
+    """The committed results: name -> (value, tolerance)."""
+    return {
+        f"{path.stem}: {name}": (entry["value"], entry["tolerance"])
+        for path in sorted(RESULTS.glob("*.json"))
+        for name, entry in json.loads(path.read_text(encoding="utf-8"))["numbers"].items()
+    }
+
+
+def compare_numbers(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> list[str]:
+    """Say which numbers of an earlier run this run did not meet within their tolerance."""
+    lines = []
+    for name, (value, tolerance) in before.items():
+        now = after[name][0] if name in after else float("nan")
+        if not abs(now - value) <= tolerance:
+            lines.append(f"  {name}: {now} now, {value} ± {tolerance} before")
+    return [
+        f"{len(before) - len(lines)} of {len(before)} numbers in figures/results agree within their tolerance",
+        *lines,
+    ]
+
+
 def main() -> int:
     """Run the notebooks named (all by default); return 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -58,7 +82,7 @@ def main() -> int:
         parser.error(f"names must be of notebooks in {HERE.name}/, got {arguments.names}")
     target = HERE if arguments.in_place else HERE.parent / "build" / "notebooks"
     target.mkdir(parents=True, exist_ok=True)
-    begin = time.monotonic()
+    begin, before = time.monotonic(), stored_numbers()
     for number, path in enumerate(paths, 1):
         print(f"[{number}/{len(paths)}] {path.stem} ...", end=" ", flush=True)
         start = time.monotonic()
@@ -71,6 +95,8 @@ def main() -> int:
         nbformat.write(notebook, temporary)
         os.replace(temporary, target / path.name)
         print(f"{time.monotonic() - start:.0f} s", flush=True)
+    if os.environ.get("PLANAR_BUDGET") == "full":
+        print("\n".join(compare_numbers(before, stored_numbers())))
     print(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
     return 0
 

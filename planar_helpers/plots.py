@@ -4,6 +4,8 @@ Colour goes by role: q_0 blue, q_K orange, target or data grey, the hyperplane w
 failure red; viridis for densities, a diverging symmetric map for log-determinants.
 """
 
+import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,6 +68,33 @@ def save(
             fig.save(temporary, writer=PillowWriter(fps=fps))
         else:
             fig.savefig(temporary, metadata={"Software": None})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def save_numbers(
+    name: str, numbers: dict[str, tuple[float, float]], data: str, **settings: str | int | float | list[int]
+) -> Path:
+    """Write a run's numbers as JSON under results/, by the same rule as figures; return the path.
+
+    Each number comes as (value, tolerance): a re-run on another machine, or another number of threads, should agree
+    within the tolerance. `settings` name whatever else made them (epochs, seeds, images). Raises ValueError for a
+    value that is not finite or a tolerance that is not positive.
+    """
+    for label, (value, tolerance) in numbers.items():
+        if not (math.isfinite(value) and tolerance > 0):
+            raise ValueError(f"{label!r} must be finite, with a positive tolerance, got {value} ± {tolerance}")
+    content = {
+        "settings": {"data": data, "budget": budget(), **settings, "command": "make figures BUDGET=full"},
+        "numbers": {k: {"value": round(value, 4), "tolerance": tolerance} for k, (value, tolerance) in numbers.items()},
+    }
+    path = figure_path(f"results/{name}.json", data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
