@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from planar_helpers.elbo import bernoulli_log_likelihood
-from planar_helpers.evaluate import exact_log_px, importance_log_px, inference_gap, posterior_grid
+from planar_helpers.evaluate import exact_log_px, importance_log_px, inference_gap, own_posterior, posterior_grid
 from planar_helpers.targets import log_mass, plane_grid
-from planar_helpers.vae import PlanarVAE
+from planar_helpers.vae import FlowPosterior, PlanarVAE
 
 
 class RoundPosterior(nn.Module):
@@ -145,6 +145,21 @@ def test_inference_gap_adds_up_and_optimising_helps(trained: PlanarVAE, digits) 
     assert gap.amortization.mean() > 0 and gap.approximation.mean() > -0.05
     nothing = inference_gap(trained, x, steps=0)
     assert nothing.amortization.abs().mean() < 0.3
+
+
+def test_own_posterior_finds_a_posterior_that_is_known() -> None:
+    # A decoder that ignores z: the posterior is the prior, and the best q, with or without steps, is N(0, I).
+    model = PlanarVAE(d_x=5, hidden=4, K=0)
+    with torch.no_grad():
+        model.decoder[2].weight.zero_()
+    x = torch.rand(3, 5)
+    zeros = torch.zeros(3, 2, 2), torch.zeros(3, 2, 2), torch.zeros(3, 2)
+    start = FlowPosterior(torch.full((3, 2), 0.5), torch.full((3, 2), -1.0), *zeros)
+    for first in (None, start):
+        own = own_posterior(model, x, first, steps=400)
+        assert own.w.shape[1] == (0 if first is None else 2) and not own.mu.requires_grad
+        assert own.mu.abs().max() < 0.05 and own.logvar.abs().max() < 0.1
+    assert torch.equal(start.mu, torch.full((3, 2), 0.5)), "the start must not be changed in place"
 
 
 def test_bad_input_gets_a_clear_error() -> None:

@@ -12,6 +12,9 @@ import pytest
 from matplotlib.testing.compare import compare_images
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "notebooks"))
+from execute import compare_numbers  # noqa: E402  (a script, not a package)
+
 FIGURES = ROOT / "figures"
 CHEAP = ("01", "02", "03")  # notebooks whose figures depend on neither data nor budget, in seconds each
 CHEAP_FIGURES = sorted(path.name for number in CHEAP for path in FIGURES.glob(f"{number}_*.png"))
@@ -64,6 +67,13 @@ def test_stored_numbers_say_what_made_them(path: Path) -> None:
     notebooks = "".join(notebook.read_text(encoding="utf-8") for notebook in (ROOT / "notebooks").glob("*.ipynb"))
     assert path.stem in notebooks, f"no notebook writes {path.name}"
     assert f"results/{path.name}" in (FIGURES / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_rerun_is_told_which_numbers_it_missed() -> None:
+    before = {"a": (1.0, 0.1), "b": (2.0, 0.1), "c": (3.0, 0.1)}
+    lines = compare_numbers(before, {"a": (1.05, 0.1), "b": (2.2, 0.1)})
+    assert lines[0].startswith("1 of 3 numbers")
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["b", "c"]
 
 
 def test_the_readme_states_the_stored_numbers() -> None:

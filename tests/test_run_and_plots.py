@@ -1,5 +1,6 @@
 """Seed, device and budget; where figures go, that they are written whole, and drawn the right way up."""
 
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -75,6 +76,19 @@ def test_a_failed_save_leaves_nothing_behind() -> None:
         plots.save(Broken(), "99_broken")
     folder = plots.figure_path("x").parent
     assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def test_numbers_are_kept_with_their_tolerance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANAR_FIGURES", str(tmp_path))
+    path = plots.save_numbers("07_x", {"ELBO": (-1.23456, 0.5)}, "MNIST", seed=0)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert content["numbers"] == {"ELBO": {"value": -1.2346, "tolerance": 0.5}}
+    assert content["settings"]["data"] == "MNIST" and content["settings"]["seed"] == 0
+    for bad in ((float("nan"), 1.0), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="'ELBO' must be finite"):
+            plots.save_numbers("07_x", {"ELBO": bad}, "MNIST")
+    assert json.loads(path.read_text(encoding="utf-8")) == content
+    assert [file.name for file in path.parent.iterdir()] == ["07_x.json"]
 
 
 def test_a_density_is_drawn_where_it_is() -> None:

@@ -93,6 +93,18 @@ def test_history_holds_the_means_of_the_four_terms(few: Images) -> None:
     )
 
 
+def test_tiny_weights_are_dropped_and_others_are_left(few: Images) -> None:
+    model, black = fresh(), int((few.train.sum(0) == 0).nonzero()[0])
+    with torch.no_grad():
+        model.encoder[0].weight[:, black] = 1e-25  # no pixel, no gradient: weight decay alone moves it
+    fit(model, few, epochs=1, progress=False)
+    weight = model.encoder[0].weight
+    assert (weight[:, black] == 0).all()
+    assert (weight != 0).float().mean() > 0.5
+    smallest = torch.cat([p.detach().flatten().abs() for p in model.parameters()])
+    assert smallest[smallest > 0].min() >= 1e-20
+
+
 def test_labels_never_reach_training(few: Images) -> None:
     one, other = fresh(), fresh()
     fit(one, few, epochs=1, progress=False)
