@@ -50,7 +50,7 @@ def fit(
 ) -> History:
     """Train the model in place by Adam on the loss −mean(ELBO), and return its history.
 
-    The defaults are the post's. schedule "cosine" takes the step size from lr to 0 over the run. Two runs with
+    The defaults are the post's; weights below 1e-20 are set to 0 after each epoch. schedule "cosine" takes the step size from lr to 0 over the run. Two runs with
     the same seed, data and thread count are equal bit for bit on a CPU. With `checkpoint`, the state is written
     there after each epoch, and a run that finds it goes on from it, to the same result bit for bit.
 
@@ -177,8 +177,8 @@ def _drop_tiny(optimizer: torch.optim.Optimizer, below: float = 1e-20) -> None:
     """Set weights and Adam's averages smaller than 1e-20 to 0, in place.
 
     Weight decay takes the weights of pixels that are always black towards 0 without end. Below 1e-38 float32
-    numbers are subnormal, which a CPU computes with so slowly that a late epoch takes up to eight times as long as
-    the first. Adam's own epsilon, 1e-8, hides the square root of anything that is dropped here.
+    numbers are subnormal, which a CPU computes with so slowly that epochs take ever longer (`make bench` shows it for
+    the post's loop). Adam's own epsilon, 1e-8, hides the square root of anything that is dropped here.
     """
     for parameter, averages in optimizer.state.items():
         for tensor in (parameter, *averages.values()):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.image
@@ -13,12 +14,12 @@ from matplotlib.testing.compare import compare_images
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "notebooks"))
-from execute import compare_numbers  # noqa: E402  (a script, not a package)
+from execute import compare_numbers, stored_numbers  # noqa: E402  (a script, not a package)
 
 FIGURES = ROOT / "figures"
 CHEAP = ("01", "02", "03")  # notebooks whose figures depend on neither data nor budget, in seconds each
 CHEAP_FIGURES = sorted(path.name for number in CHEAP for path in FIGURES.glob(f"{number}_*.png"))
-TOLERANCE = 6  # root mean square over grey levels 0..255; other fonts and line rendering give up to about 3
+TOLERANCE = 6  # root mean square over grey levels 0..255
 RESULTS = sorted((FIGURES / "results").glob("*.json"))
 
 
@@ -71,9 +72,14 @@ def test_stored_numbers_say_what_made_them(path: Path) -> None:
 
 def test_a_rerun_is_told_which_numbers_it_missed() -> None:
     before = {"a": (1.0, 0.1), "b": (2.0, 0.1), "c": (3.0, 0.1)}
-    lines = compare_numbers(before, {"a": (1.05, 0.1), "b": (2.2, 0.1)})
-    assert lines[0].startswith("1 of 3 numbers")
-    assert [line.split(":")[0].strip() for line in lines[1:]] == ["b", "c"]
+    lines = compare_numbers(before, {"a": (1.05, 0.1), "b": (2.2, 9.0)})
+    assert "2 of 3 numbers made again, 1 outside" in lines[0]
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["b"]
+    assert "0 of 3 numbers made again" in compare_numbers(before, {})[0], "nothing made again is no agreement"
+
+
+def test_only_what_a_run_wrote_counts_as_made_again() -> None:
+    assert stored_numbers() and not stored_numbers(since=time.time() + 1)
 
 
 def test_the_readme_states_the_stored_numbers() -> None:
