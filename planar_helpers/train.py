@@ -50,9 +50,10 @@ def fit(
 ) -> History:
     """Train the model in place by Adam on the loss −mean(ELBO), and return its history.
 
-    The defaults are the post's; weights below 1e-20 are set to 0 after each epoch. schedule "cosine" takes the step size from lr to 0 over the run. Two runs with
-    the same seed, data and thread count are equal bit for bit on a CPU. With `checkpoint`, the state is written
-    there after each epoch, and a run that finds it goes on from it, to the same result bit for bit.
+    The defaults are the post's; weights below 1e-20 are set to 0 after each epoch. schedule "cosine" takes the step
+    size from lr to 0 over the run. Two runs with the same seed, data and thread count are equal bit for bit on a
+    CPU. With `checkpoint`, the state is written there after each epoch, and a run that finds it goes on from it, to
+    the same result bit for bit.
 
     Raises ValueError or TypeError for bad settings or data, or a checkpoint of another run; FloatingPointError if
     the loss stops being finite. Labels are never looked at. Source: the post's settings. Derived in:
