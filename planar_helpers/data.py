@@ -8,7 +8,10 @@ import hashlib
 import os
 import socket
 import tempfile
+import threading
+import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
+from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.transforms.v2 import functional as transforms
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOWNLOAD_TIMEOUT = 5.0  # seconds without an answer
+DOWNLOAD_TIMEOUT = 5.0  # seconds for a first answer, and seconds of silence later on
 MNIST_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -54,18 +58,18 @@ def load_images(name: str = "auto", root: str | Path | None = None) -> Images:
     """
     if name not in ("auto", "mnist", "digits"):
         raise ValueError(f'name must be "auto", "mnist" or "digits", got {name!r}')
+    folder = _data_folder(root)
     if name == "digits":
         return _announce(_load_digits())
-    folder = _data_folder(root)
     if not _has_mnist(folder):
         try:
             _download_mnist(folder)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, HTTPException) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             if name == "mnist":
                 raise FileNotFoundError(
                     f"root {folder} holds no MNIST and it could not be downloaded ({reason}): "
-                    "put the four files into its MNIST/raw, or name their folder in PLANAR_DATA"
+                    "put the four files into its MNIST/raw, or name a folder that has them there in PLANAR_DATA"
                 ) from error
             print("MNIST is neither on disk nor to be downloaded: falling back to the embedded digits")
             return _announce(_load_digits())
@@ -126,12 +130,17 @@ def _load_mnist(folder: Path) -> Images:
         path = folder / "MNIST" / "raw" / file
         if hashlib.md5(path.read_bytes()).hexdigest() != md5:
             raise ValueError(f"root holds a damaged {file} (its checksum differs): delete {path} and load again")
-    train, test = (MNIST(folder, train=part) for part in (True, False))
-    return Images(train.data.flatten(1), train.targets, test.data.flatten(1), test.targets, "MNIST")
+    # torchvision's readers, not its MNIST class: that would take files of MNIST/processed in place of those checked
+    readers = (read_image_file, read_label_file, read_image_file, read_label_file)
+    train, train_labels, test, test_labels = (
+        read(str(folder / "MNIST" / "raw" / file)) for read, file in zip(readers, MNIST_MD5, strict=True)
+    )
+    return Images(train.flatten(1), train_labels, test.flatten(1), test_labels, "MNIST")
 
 
 def _download_mnist(folder: Path) -> None:
     """Download into a temporary folder beside the target, then rename: an interrupted download leaves nothing."""
+    _await_an_answer()
     folder.mkdir(exist_ok=True)
     with (
         _socket_timeout(DOWNLOAD_TIMEOUT),
@@ -144,6 +153,25 @@ def _download_mnist(folder: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         for file in MNIST_MD5:
             os.replace(Path(temporary) / "MNIST" / "raw" / file, target / file)
+
+
+def _await_an_answer() -> None:
+    """Raise OSError unless a server answers within DOWNLOAD_TIMEOUT, however many addresses and mirrors there are."""
+    answered: list[str] = []
+
+    def ask() -> None:
+        for mirror in MNIST.mirrors:
+            with contextlib.suppress(OSError, HTTPException):
+                address = mirror + MNIST.resources[0][0]
+                with urllib.request.urlopen(address, timeout=DOWNLOAD_TIMEOUT) as answer:
+                    answered.append(answer.read(1).hex())
+                return
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(DOWNLOAD_TIMEOUT)
+    if not answered:
+        raise OSError("no server answered" + (f" within {DOWNLOAD_TIMEOUT:g} seconds" if thread.is_alive() else ""))
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def constrain_u(w: Tensor, u: Tensor, constraint: str = "paper") -> Tensor:
 
     As ‖w‖ → 0 the paper's û truly diverges, like 0.307/‖w‖, and its gradient like 1/‖w‖². Both are finite for
     ‖w‖ ≥ 1e-6; where 1/‖w‖² would come near overflow (‖w‖ < 7e-16 in float32) w counts as 0. The shifted û stays
-    bounded, its gradient grows like 1/‖w‖ only.
+    bounded, its gradient grows like 1/‖w‖ only (w counts as 0 for ‖w‖ < 7e-35 in float32).
 
     Raises ValueError for an unknown constraint or shapes that do not fit, TypeError for a dtype that is not one
     floating type.
@@ -45,17 +45,18 @@ def constrain_u(w: Tensor, u: Tensor, constraint: str = "paper") -> Tensor:
     True
     """
     _check_tensors(w=w, u=u)
-    if w.shape[-1:] != u.shape[-1:]:
-        raise ValueError(f"u must end in the same size D as w, got u {tuple(u.shape)} and w {tuple(w.shape)}")
+    if min(w.dim(), u.dim()) < 1 or w.shape[-1] != u.shape[-1] or w.shape[-1] < 1:
+        raise ValueError(f"u must end in the same size D ≥ 1 as w, got u {tuple(u.shape)} and w {tuple(w.shape)}")
+    _broadcast(u=u.shape, w=w.shape)
     return _constrain(w, u, constraint)[0]
 
 
 def _constrain(w: Tensor, u: Tensor, constraint: str) -> tuple[Tensor, Tensor]:
     """Return û (..., D) and slack = 1 + wᵀû = 1 + m(s) > 0 (...,), which is never recomputed from û."""
-    if constraint not in CONSTRAINTS:
-        raise ValueError(f"constraint must be one of {CONSTRAINTS}, got {constraint!r}")
+    check_constraint(constraint)
     # w/‖w‖² by scaling first: ‖w‖² on its own would underflow for ‖w‖ < 1e-19 in float32.
-    tiny = torch.finfo(w.dtype).tiny ** 0.4 if constraint == "paper" else 0.0
+    # As zero counts what 1/‖w‖² (paper) or 1/‖w‖ (shifted) would bring near overflow.
+    tiny = torch.finfo(w.dtype).tiny ** (0.4 if constraint == "paper" else 0.9)
     largest = w.detach().abs().amax(dim=-1, keepdim=True)
     is_zero = largest <= tiny
     scale = largest.masked_fill(is_zero, 1.0)
@@ -133,9 +134,9 @@ def planar_chain(z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = 
     u_hat, slack = _constrain(w, u, constraint)
     z, a = z0.expand(*batch, z0.shape[-1]), []
     # unbind, not w[..., k, :] in the loop: indexing makes the backward pass quadratic in K.
-    for w_k, u_k, b_k in zip(w.unbind(-2), u_hat.unbind(-2), b.unsqueeze(-1).unbind(-2), strict=True):
+    for w_k, u_hat_k, b_k in zip(w.unbind(-2), u_hat.unbind(-2), b.unsqueeze(-1).unbind(-2), strict=True):
         a.append((w_k * z).sum(dim=-1, keepdim=True) + b_k)
-        z = z + u_k * torch.tanh(a[-1])
+        z = z + u_hat_k * torch.tanh(a[-1])
     # A step's determinant needs only its own a and slack, and is positive: all K are taken at once.
     sum_ladj = torch.log(_det(torch.cat(a, dim=-1), slack)).sum(dim=-1) if a else z0.new_zeros(batch)
     return z, sum_ladj
@@ -165,9 +166,9 @@ def planar_inverse(zK: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str 
     u_hat, slack = _constrain(w, u, constraint)
     z = zK.expand(*batch, zK.shape[-1])
     steps = zip(w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), slack.unbind(-1), strict=True)
-    for w_k, u_k, b_k, slack_k in reversed(list(steps)):
+    for w_k, u_hat_k, b_k, slack_k in reversed(list(steps)):
         a = _SolveAlongW.apply((w_k * z).sum(dim=-1) + b_k, slack_k.expand(batch))
-        z = z - u_k * torch.tanh(a).unsqueeze(-1)
+        z = z - u_hat_k * torch.tanh(a).unsqueeze(-1)
     return z
 
 
@@ -181,7 +182,7 @@ class _SolveAlongW(torch.autograd.Function):
         # g is odd, so take target ≥ 0. There Newton's method is monotone from target/(1 + m) for m > 0
         # (g concave) and from target − m for m < 0 (g convex); the bracket only guards against rounding.
         a = torch.where(m > 0, target / slack.clamp(min=1), target - m * target.sign())
-        eps = torch.finfo(target.dtype).eps
+        rounding = torch.finfo(target.dtype).eps
         for _ in range(200):
             h = torch.tanh(a)
             residual = a + m * h - target
@@ -189,9 +190,10 @@ class _SolveAlongW(torch.autograd.Function):
             newton = a - residual / (h**2 + slack * (1 - h**2))
             a_next = torch.where((newton >= lo) & (newton <= hi), newton, (lo + hi) / 2)
             # Done where the equation holds to rounding, or where a no longer moves.
-            done = (residual.abs() <= 2 * eps * (a.abs() + (m * h).abs())) | ((a_next - a).abs() <= 4 * eps * a.abs())
+            solved = residual.abs() <= 2 * rounding * (a.abs() + (m * h).abs())
+            still = (a_next - a).abs() <= 4 * rounding * a.abs()
             a = torch.where(residual == 0, a, a_next)
-            if bool(done.all()):
+            if bool((solved | still).all()):
                 break
         ctx.save_for_backward(a, slack)
         return a
@@ -208,9 +210,10 @@ class _SolveAlongW(torch.autograd.Function):
 class PlanarTransform(Transform):
     """Wrap K planar steps as a `torch.distributions` transform, so that `rsample` and `log_prob` work.
 
-    `log_prob` at points it did not sample goes through `planar_inverse`.
+    `log_prob` at points it did not sample goes through `planar_inverse`. `cache_size=1` saves that for the points just
+    sampled, and then must not be used while w, u, b change: what is kept would be stale.
 
-    Shapes: w, u (..., K, D), b (..., K). Derived in: notebooks/03_u_hat_constraint, section
+    Shapes: w, u (..., K, D), b (..., K). Raises as `planar_chain`. Derived in: notebooks/03_u_hat_constraint, section
     "What is log q_K at a point we never sampled?".
 
     >>> from torch.distributions import Independent, Normal, TransformedDistribution
@@ -224,10 +227,11 @@ class PlanarTransform(Transform):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper", cache_size: int = 1) -> None:
+    def __init__(self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper", cache_size: int = 0) -> None:
         super().__init__(cache_size=cache_size)
-        self.w, self.u, self.b, self.constraint = w, u, b, constraint
         _check_parameters(w, u, b)
+        check_constraint(constraint)
+        self.w, self.u, self.b, self.constraint = w, u, b, constraint
 
     def with_cache(self, cache_size: int = 1) -> "PlanarTransform":
         """Return the same transform with another cache size (asked for by `torch.distributions`)."""
@@ -264,15 +268,13 @@ class PlanarFlow(nn.Module):
 
     def __init__(self, D: int, K: int, constraint: str = "shifted") -> None:
         super().__init__()
-        check_sizes(D=D, K=K)
-        if constraint not in CONSTRAINTS:
-            raise ValueError(f"constraint must be one of {CONSTRAINTS}, got {constraint!r}")
+        check_int("D", D, least=1)
+        check_int("K", K, least=0)
+        check_constraint(constraint)
         self.constraint = constraint
         w = torch.randn(K, D)
-        # The paper's step is the identity at u = log(e − 1) w/‖w‖², the shifted one at u = 0.
-        identity = LOG_E_MINUS_1 * w / (w**2).sum(-1, keepdim=True) if constraint == "paper" else torch.zeros(K, D)
         self.w = nn.Parameter(w)
-        self.u = nn.Parameter(identity + 0.01 * torch.randn(K, D))
+        self.u = nn.Parameter(identity_u(w, constraint) + 0.01 * torch.randn(K, D))
         self.b = nn.Parameter(torch.zeros(K))
 
     def forward(self, z0: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,11 +286,24 @@ class PlanarFlow(nn.Module):
         return planar_inverse(zK, self.w, self.u, self.b, self.constraint)
 
 
-def check_sizes(D: int, K: int) -> None:
-    """Raise ValueError unless D ≥ 1 and K ≥ 0 are integers."""
-    for name, value, least in (("D", D, 1), ("K", K, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+def identity_u(w: Tensor, constraint: str) -> Tensor:
+    """Return the u (..., D) with û = 0, whose step is the identity: log(e − 1) w/‖w‖² ("paper"), or 0 ("shifted").
+
+    Derived in: notebooks/03_u_hat_constraint, section "Which u makes the step the identity?".
+    """
+    return LOG_E_MINUS_1 * w / (w**2).sum(-1, keepdim=True) if constraint == "paper" else torch.zeros_like(w)
+
+
+def check_int(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless value is an integer of at least `least` (True and False are none)."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def check_constraint(constraint: str) -> None:
+    """Raise ValueError unless the constraint is one of "paper" and "shifted"."""
+    if constraint not in CONSTRAINTS:
+        raise ValueError(f"constraint must be one of {CONSTRAINTS}, got {constraint!r}")
 
 
 def _check_tensors(**tensors: Tensor) -> None:
@@ -322,9 +337,13 @@ def _check_chain(name: str, z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> torch
     _check_tensors(**{name: z}, w=w)
     if z.dim() < 1 or z.shape[-1] != D:
         raise ValueError(f"{name} must have shape (..., {D}) to fit w, got {tuple(z.shape)}")
+    return _broadcast(**{name: z.shape[:-1], "w": w.shape[:-2]})
+
+
+def _broadcast(**shapes: torch.Size) -> torch.Size:
+    """Return the batch shape of all together."""
     try:
-        return torch.broadcast_shapes(z.shape[:-1], w.shape[:-2])
+        return torch.broadcast_shapes(*shapes.values())
     except RuntimeError as error:
-        raise ValueError(
-            f"{name} and w must have batch shapes that broadcast, got {tuple(z.shape[:-1])} and {tuple(w.shape[:-2])}"
-        ) from error
+        found = " and ".join(str(tuple(shape)) for shape in shapes.values())
+        raise ValueError(f"{' and '.join(shapes)} must have batch shapes that broadcast, got {found}") from error

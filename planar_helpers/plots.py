@@ -7,6 +7,7 @@ failure red; viridis for densities, a diverging symmetric map for log-determinan
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def save(
 
     `data` names the data set the figure depends on (None: on none), `budget_matters` says that it depends on the
     budget though on no data. Written under a temporary name, then renamed; the same figure gives the same bytes.
+    Raises ValueError for a name that is no such stem.
     """
+    _check_stem(name)
     animated = isinstance(fig, FuncAnimation)
     path = figure_path(name + (".gif" if animated else ".png"), data, budget_matters)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,10 +84,11 @@ def save_numbers(
 
     Each number comes as (value, tolerance): a re-run on another machine, or another number of threads, should agree
     within the tolerance. `settings` name whatever else made them (epochs, seeds, images). Raises ValueError for a
-    value that is not finite or a tolerance that is not positive.
+    value that is not finite, a tolerance that is not positive, or a name that is no stem.
     """
+    _check_stem(name)
     for label, (value, tolerance) in numbers.items():
-        if not (math.isfinite(value) and tolerance > 0):
+        if not (math.isfinite(value) and 0 < tolerance < math.inf):
             raise ValueError(f"{label!r} must be finite, with a positive tolerance, got {value} ± {tolerance}")
     content = {
         "settings": {"data": data, "budget": budget(), **settings, "command": "make figures BUDGET=full"},
@@ -99,6 +103,11 @@ def save_numbers(
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _check_stem(name: str) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"\d\d_\w+", name):
+        raise ValueError(f'name must be a stem "NN_slug", got {name!r}')
 
 
 def plane_axes(ax: Axes, limits: Sequence[float], symbol: str = "z") -> Axes:

@@ -15,7 +15,7 @@ from planar_helpers.elbo import (
     gaussian_log_density,
     standard_normal_log_density,
 )
-from planar_helpers.planar import CONSTRAINTS, check_sizes, planar_chain, planar_inverse
+from planar_helpers.planar import check_constraint, check_int, planar_chain, planar_inverse
 
 
 class FlowPosterior(namedtuple("FlowPosterior", "mu logvar w u b")):
@@ -72,11 +72,9 @@ class PlanarVAE(nn.Module):
 
     def __init__(self, d_x: int = 784, hidden: int = 500, D: int = 2, K: int = 3, constraint: str = "shifted") -> None:
         super().__init__()
-        check_sizes(D=D, K=K)
-        if min(d_x, hidden) < 1:
-            raise ValueError(f"d_x and hidden must be at least 1, got d_x={d_x}, hidden={hidden}")
-        if constraint not in CONSTRAINTS:
-            raise ValueError(f"constraint must be one of {CONSTRAINTS}, got {constraint!r}")
+        for name, value, least in (("d_x", d_x, 1), ("hidden", hidden, 1), ("D", D, 1), ("K", K, 0)):
+            check_int(name, value, least)
+        check_constraint(constraint)
         self.settings = {"d_x": d_x, "hidden": hidden, "D": D, "K": K, "constraint": constraint}
         self.d_x, self.D, self.K, self.constraint = d_x, D, K, constraint
         self.encoder = nn.Sequential(nn.Linear(d_x, hidden), nn.ReLU())
@@ -91,6 +89,9 @@ class PlanarVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the logits (..., d_x) of the pixels at z (..., D)."""
+        if not isinstance(z, Tensor) or z.dtype != self.heads.weight.dtype:
+            found = z.dtype if isinstance(z, Tensor) else type(z).__name__
+            raise TypeError(f"z must be a tensor of the model's dtype {self.heads.weight.dtype}, got {found}")
         if z.shape[-1:] != (self.D,):
             raise ValueError(f"z must have shape (..., {self.D}), got {tuple(z.shape)}")
         return self.decoder(z)
@@ -109,8 +110,7 @@ class PlanarVAE(nn.Module):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """Generate n images: z ~ N(0, I), decoded. No flow is involved. Returns probabilities (n, d_x)."""
-        if n < 0:
-            raise ValueError(f"n must be at least 0, got {n}")
+        check_int("n", n, least=0)
         like = self.heads.weight
         return torch.sigmoid(self.decode(torch.randn(n, self.D, dtype=like.dtype, device=like.device)))
 

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from planar_helpers.elbo import bernoulli_log_likelihood
-from planar_helpers.evaluate import exact_log_px, importance_log_px, inference_gap, own_posterior, posterior_grid
+from planar_helpers.evaluate import (
+    exact_log_px,
+    importance_log_px,
+    inference_gap,
+    main_island,
+    own_posterior,
+    posterior_grid,
+)
 from planar_helpers.targets import log_mass, plane_grid
 from planar_helpers.vae import FlowPosterior, PlanarVAE
 
@@ -42,8 +49,10 @@ class RoundPosterior(nn.Module):
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.6])
-@pytest.mark.parametrize("centre", [(0.0, 0.0), (1.234, -0.777), (-2.95, 3.05)])
-@pytest.mark.parametrize("widths", [(0.01, 0.01), (0.01, 1.0), (0.05, 0.2), (1.0, 1.0), (30.0, 30.0)])
+@pytest.mark.parametrize(
+    "centre", [(0.0, 0.0), (1.234, -0.777), (-2.95, 3.05), (0.05, 0.05), (0.025, 0.025), (0.05, 1.2)]
+)
+@pytest.mark.parametrize("widths", [(0.01, 0.01), (0.02, 0.02), (0.01, 1.0), (0.05, 0.2), (1.0, 1.0), (30.0, 30.0)])
 def test_quadrature_against_the_closed_form_down_to_deviations_of_0_01(widths, centre, angle: float) -> None:
     model = PlanarVAE(d_x=2, hidden=4).double()
     model.decoder = RoundPosterior(centre, widths, angle)
@@ -147,6 +156,56 @@ def test_inference_gap_adds_up_and_optimising_helps(trained: PlanarVAE, digits) 
     assert nothing.amortization.abs().mean() < 0.3
 
 
+@pytest.mark.parametrize("widths", [(0.02, 0.02), (0.05, 0.2), (0.5, 1.5)])
+@pytest.mark.parametrize("constraint", ["paper", "shifted"])
+def test_main_island_has_the_exact_moments_and_steps_that_do_nothing(widths, constraint: str) -> None:
+    centre = (0.73, -0.41)
+    model = PlanarVAE(d_x=2, hidden=4, K=3, constraint=constraint).double()
+    model.decoder = RoundPosterior(centre, widths)
+    x = torch.tensor([[1.0, 0.0]]).double().expand(3, -1)
+    state = torch.get_rng_state()
+    island = main_island(model, x)
+    assert torch.equal(state, torch.get_rng_state())
+    for i, width in enumerate(widths):  # the posterior: a Gaussian of precision 1 + 1/width²
+        variance = 1 / (1 + width**-2)
+        assert island.mu[:, i].tolist() == pytest.approx(3 * [centre[i] * variance / width**2], abs=0.01 * width)
+        assert island.logvar[:, i].exp().sqrt().tolist() == pytest.approx(3 * [variance**0.5], rel=0.02)
+    z = torch.randn(5, 3, 2).double()
+    no_steps = main_island(model, x, K=0)
+    assert island.w.shape == (3, 3, 2) and no_steps.w.shape == (3, 0, 2)
+    assert torch.allclose(island.log_prob(z), no_steps.log_prob(z), atol=1e-9)
+
+
+def test_a_second_start_finds_what_a_start_on_a_wrong_island_misses(digits) -> None:
+    # An encoder that says (4, 4) with a tiny deviation for every image.
+    model, x = PlanarVAE(hidden=50, K=0), digits.test[:4].float() / 255
+    with torch.no_grad():
+        model.heads.weight.zero_()
+        model.heads.bias.copy_(torch.tensor([4.0, 4.0, -9.0, -9.0]))
+        model.decoder[0].weight.mul_(20)
+        model.decoder[2].weight.mul_(10)
+    alone = inference_gap(model, x, steps=30)
+    both = inference_gap(model, x, steps=30, start=main_island(model, x))
+    assert (both.approximation <= alone.approximation + 1e-4).all()
+    assert both.approximation.mean() < alone.approximation.mean() - 1
+    assert torch.allclose(both.total, alone.total)
+
+
+def test_own_posterior_takes_an_encoders_output_and_works_without_gradients() -> None:
+    model, x = PlanarVAE(d_x=12, hidden=8), torch.rand(4, 12)
+    from_encoder = own_posterior(model, x, model.encode(x), steps=3)
+    with torch.no_grad():
+        without = own_posterior(model, x, steps=3)
+    assert all(torch.equal(a, b) for a, b in zip(from_encoder, without, strict=True))
+
+
+def test_posterior_grid_leaves_the_random_stream_and_repeats() -> None:
+    model, x = PlanarVAE(d_x=12, hidden=8), torch.rand(1, 12)
+    state = torch.get_rng_state()
+    one, other = posterior_grid(model, x, 21), posterior_grid(model, x, 21)
+    assert torch.equal(state, torch.get_rng_state()) and torch.equal(one.z, other.z)
+
+
 def test_own_posterior_finds_a_posterior_that_is_known() -> None:
     # A decoder that ignores z: the posterior is the prior, and the best q, with or without steps, is N(0, I).
     model = PlanarVAE(d_x=5, hidden=4, K=0)
@@ -164,13 +223,30 @@ def test_own_posterior_finds_a_posterior_that_is_known() -> None:
 
 def test_bad_input_gets_a_clear_error() -> None:
     line, x = PlanarVAE(d_x=12, hidden=8, D=3), torch.rand(4, 12)
-    for call in (exact_log_px, posterior_grid, inference_gap):
+    for call in (exact_log_px, posterior_grid, inference_gap, main_island):
         with pytest.raises(ValueError, match="D must be 2, got 3"):
             call(line, x)
     plane = PlanarVAE(d_x=12, hidden=8)
-    for n_samples in (0, -1, 2.5):
+    for bad in (0, -1, 2.5, True):
         with pytest.raises(ValueError, match="n_samples must be"):
-            importance_log_px(plane, x, n_samples)
+            importance_log_px(plane, x, bad)
+        with pytest.raises(ValueError, match="n_samples must be"):
+            own_posterior(plane, x, n_samples=bad)
+        with pytest.raises(ValueError, match="n_eval must be"):
+            inference_gap(plane, x, n_eval=bad, steps=0)
+        with pytest.raises(ValueError, match="n must be"):
+            posterior_grid(plane, x[:1], n=bad)
+    for bad in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="tolerance must be positive"):
+            exact_log_px(plane, x, tolerance=bad)
+    with pytest.raises(ValueError, match="steps must be"):
+        own_posterior(plane, x, steps=-1)
+    with pytest.raises(ValueError, match="start must be of 4 images"):
+        own_posterior(plane, x, plane.encode(x[:2]))
+    with pytest.raises(ValueError, match="K must be"):
+        main_island(plane, x, K=-1)
+    with pytest.raises(TypeError, match="x must be"):
+        posterior_grid(plane, None)
     for call in (exact_log_px, lambda m, x: importance_log_px(m, x, 5), inference_gap):
         with pytest.raises(ValueError, match=r"\[0, 1\]"):
             call(plane, x + 1)

@@ -78,7 +78,7 @@ def test_huge_s_neither_overflows_nor_goes_to_zero_before_floats_do(constraint: 
             assert ladj_s == pytest.approx(exact, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize("norm", [1e-30, 1e-20, 1e-6, 1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("norm", [1e-45, 1e-38, 1e-30, 1e-20, 1e-6, 1e-3, 1.0, 1e4])
 def test_shifted_is_finite_with_finite_gradients_for_tiny_and_large_w(norm: float) -> None:
     w = (norm * torch.nn.functional.normalize(torch.randn(50, 3), dim=-1)).requires_grad_()
     u = torch.randn(50, 3, requires_grad=True)
@@ -317,6 +317,32 @@ def test_transform_batches_with_and_without_cache() -> None:
         z0 = planar_inverse(sample, w, u, b)
         expected = q0.log_prob(z0) - planar_chain(z0, w, u, b)[1]
         assert torch.allclose(fresh, expected, atol=1e-9)
+
+
+def test_log_prob_follows_parameters_that_are_trained_and_with_cache_keeps_the_constraint() -> None:
+    w, u, b = (t.requires_grad_() for t in random_chain(2, K=3, D=2))
+    q0 = Independent(Normal(torch.zeros(2).double(), torch.ones(2).double()), 1)
+    transform = PlanarTransform(w, u, b, "shifted")
+    assert transform.with_cache(1).constraint == "shifted"
+    qK = TransformedDistribution(q0, transform)
+    sample, optimizer = qK.sample((20,)), torch.optim.SGD([w, u, b], lr=0.1)
+    losses = []
+    for _ in range(3):
+        losses.append(-qK.log_prob(sample).mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[2] < losses[0]
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_nan_is_passed_on_and_not_hidden(constraint: str) -> None:
+    w, u, b = random_chain(0, 4, K=3, D=2)
+    z0 = torch.zeros(4, 2).double()
+    for i, tensor in enumerate((z0, w, u, b)):
+        tensor.view(4, -1)[i, 0] = torch.nan  # image i: NaN in another input
+    zK, sum_ladj = planar_chain(z0, w, u, b, constraint)
+    assert torch.isnan(sum_ladj).all() and torch.isnan(zK).any(dim=-1).all()
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)

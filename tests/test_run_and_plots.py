@@ -135,3 +135,11 @@ def test_images_and_curves_and_points() -> None:
     plots.scatter_by_digit(axes[0, 2], torch.zeros(10, 2), torch.arange(10))
     assert axes[0, 2].get_xlabel() == "$z_1$" and len(axes[0, 2].get_legend().get_texts()) == 10
     plt.close(fig)
+
+
+@pytest.mark.parametrize("name", ["../escape", "/tmp/x", "01_a/b", "", "01_x.png", "7_x", "01 x", None])
+def test_a_name_that_is_no_stem_is_refused(name) -> None:
+    with pytest.raises(ValueError, match="name must be a stem"):
+        plots.save(None, name)
+    with pytest.raises(ValueError, match="name must be a stem"):
+        plots.save_numbers(name, {}, "MNIST")

@@ -147,6 +147,60 @@ def test_the_code_version_sees_code_and_not_comments(tmp_path: Path, monkeypatch
     assert train._code_version() != before
 
 
+def test_another_data_set_of_the_same_name_is_another_run(few: Images, runs: Path, tmp_path: Path) -> None:
+    model, _ = train_or_load(few, 1, hidden=20, progress=False)
+    inverted = few._replace(train=255 - few.train)
+    assert not same(model, train_or_load(inverted, 1, hidden=20, progress=False)[0])
+    path = tmp_path / "run.pt"
+    fit(fresh(), few, epochs=1, checkpoint=path, progress=False)
+    with pytest.raises(ValueError, match="of another run"):
+        fit(fresh(), inverted, epochs=1, checkpoint=path, progress=False)
+
+
+def test_what_is_drawn_next_does_not_depend_on_training_or_loading(few: Images, runs: Path) -> None:
+    drawn = []
+    for _ in range(2):
+        train_or_load(few, 1, hidden=20, progress=False)
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK"])
+def test_a_damaged_file_is_an_error_that_names_it(few: Images, runs: Path, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "run.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"run\.pt is damaged: delete it"):
+        fit(fresh(), few, epochs=1, checkpoint=path, progress=False)
+    train_or_load(few, 1, hidden=20, progress=False)
+    (saved,) = runs.glob("*.pt")
+    torch.save({"something": "else"}, saved)
+    with pytest.raises(ValueError, match="is damaged: delete it"):
+        train_or_load(few, 1, hidden=20, progress=False)
+
+
+def test_train_or_load_goes_on_from_an_unfinished_run(few: Images, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, saved = train._save, []
+
+    def die_after_the_first(content: dict, target: Path) -> None:
+        save(content, target)
+        saved.append(Path(target).suffix)
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_save", die_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        train_or_load(few, 3, hidden=20, progress=False)
+    train_or_load(few, 3, hidden=20, progress=False)
+    assert saved == [".unfinished"] * 3 + [".pt"]  # epoch 1, then 2 and 3: none was trained twice
+    assert not list(runs.glob("*.unfinished"))
+
+
+def test_a_double_model_is_trained_in_double(few: Images) -> None:
+    model = fresh().double()
+    history = fit(model, few, epochs=1, progress=False)
+    assert model.heads.weight.dtype == torch.float64 and torch.isfinite(history.test.elbo).all()
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     train._save({"a": 1}, path)
@@ -186,6 +240,12 @@ def test_budget_chooses_the_epochs(digits: Images, monkeypatch: pytest.MonkeyPat
         ({"batch_size": 0}, ValueError, "batch_size must be"),
         ({"lr": 0.0}, ValueError, "lr must be"),
         ({"lr": float("nan")}, ValueError, "lr must be"),
+        ({"lr": float("inf")}, ValueError, "lr must be"),
+        ({"lr": "fast"}, ValueError, "lr must be"),
+        ({"epochs": True}, ValueError, "epochs must be"),
+        ({"seed": -1}, ValueError, "seed must be"),
+        ({"seed": 1.5}, ValueError, "seed must be"),
+        ({"checkpoint": "no/such/folder/run.pt"}, FileNotFoundError, "checkpoint must lie in an existing folder"),
         ({"schedule": "linear"}, ValueError, "schedule must be one of"),
     ],
 )
@@ -197,6 +257,7 @@ def test_bad_settings_get_a_clear_error(few: Images, change: dict, error: type, 
 def test_bad_data_gets_a_clear_error(few: Images) -> None:
     for bad, error in (
         (few._replace(train=few.train.float()), TypeError),
+        (few._replace(train=few.train.numpy()), TypeError),
         (few._replace(train=few.train[:, :700]), ValueError),
         (few._replace(train=few.train[:0]), ValueError),
         (few._replace(test=few.test[0]), ValueError),

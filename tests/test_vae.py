@@ -130,11 +130,24 @@ def test_bad_images_get_a_clear_error(x, error: type, message: str) -> None:
 
 
 def test_bad_sizes_get_a_clear_error() -> None:
-    for settings in ({"K": -1}, {"D": 0}, {"D": 2.5}, {"hidden": 0}, {"d_x": 0}, {"constraint": "no"}):
+    for settings in (
+        {"K": -1},
+        {"D": 0},
+        {"D": 2.5},
+        {"hidden": 0},
+        {"hidden": 2.5},
+        {"d_x": 0},
+        {"d_x": True},
+        {"constraint": "no"},
+    ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             PlanarVAE(**settings)
     model = PlanarVAE(d_x=12, hidden=8)
     with pytest.raises(ValueError, match="z must have shape"):
         model.decode(torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="n must be"):
-        model.sample(-1)
+    for bad in (-1, 2.0, True):
+        with pytest.raises(ValueError, match="n must be"):
+            model.sample(bad)
+    for bad in (torch.zeros(4, 2).double(), [[0.0, 0.0]]):
+        with pytest.raises(TypeError, match="z must be a tensor"):
+            model.decode(bad)
