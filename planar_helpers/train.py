@@ -264,7 +264,7 @@ def _load(path: Path, keys: tuple[str, ...], device: torch.device | None = None)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         return {key: content[key] for key in keys}
-    except (UnpicklingError, EOFError, RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
+    except (UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} is damaged: delete it and train again") from error
 
 
