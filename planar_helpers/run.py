@@ -1,6 +1,10 @@
-"""Where a run's circumstances are decided, each in one place: seed, device, budget."""
+"""Where a run's circumstances are decided, each in one place: seed, device, budget, folders, the one atomic write."""
 
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -8,6 +12,7 @@ import torch
 
 T = TypeVar("T")
 BUDGETS = ("quick", "full")
+FOLDERS = ("data", "runs", "figures", "results", "build")
 
 
 def seed_all(seed: int) -> None:
@@ -27,7 +32,7 @@ def pick_device() -> torch.device:
 
 def budget() -> str:
     """Return "quick" or "full", from the environment variable PLANAR_BUDGET (default quick)."""
-    name = os.environ.get("PLANAR_BUDGET", "quick")
+    name = os.environ.get("PLANAR_BUDGET") or "quick"
     if name not in BUDGETS:
         raise ValueError(f"PLANAR_BUDGET must be one of {BUDGETS}, got {name!r}")
     return name
@@ -36,3 +41,41 @@ def budget() -> str:
 def by_budget(quick: T, full: T) -> T:
     """Return the one of two values that the budget in force asks for."""
     return full if budget() == "full" else quick
+
+
+def folder(kind: str) -> Path:
+    """Return the folder for "data", "runs", "figures", "results" or "build"; nothing is created.
+
+    The environment variable PLANAR_DATA, PLANAR_RUNS, PLANAR_FIGURES or PLANAR_RESULTS moves it. Else it lies in the
+    checkout that the package is used from; an installed package writes under the working directory. The results
+    lie in the figures' folder.
+    """
+    if kind not in FOLDERS:
+        raise ValueError(f"kind must be one of {FOLDERS}, got {kind!r}")
+    moved = os.environ.get(f"PLANAR_{kind.upper()}") if kind != "build" else None
+    if moved:
+        return Path(moved).expanduser()
+    if kind == "results":
+        return folder("figures") / "results"
+    checkout = Path(__file__).resolve().parent.parent
+    in_checkout = (checkout / "pyproject.toml").is_file() and (checkout / "notebooks").is_dir()
+    return checkout / kind if in_checkout else Path(kind)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to, and rename it to `path` once the block is done.
+
+    A reader sees the old file or the new one, never half of one; if the block fails, the old file stays and the
+    temporary one goes. The suffix is the same, the folder is created if it is missing, and the file gets the
+    permissions of any other new file, so that a class can share a folder.
+    """
+    path = Path(path).absolute()  # the block may change the working directory
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    try:
+        temporary.touch(mode=0o666, exist_ok=False)  # less what the umask takes away
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
