@@ -10,6 +10,7 @@ Source: Rezende & Mohamed 2015, "Variational Inference with Normalizing Flows", 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ CONSTRAINTS = ("paper", "shifted")
 LOG_E_MINUS_1 = math.log(math.e - 1)  # softplus(log(e − 1)) = 1, so the shifted m has m(0) = 0
 
 
-def constrain_u(w: Tensor, u: Tensor, constraint: str = "paper") -> Tensor:
+def constrain_u(w: Tensor, u: Tensor, constraint: str = "shifted") -> Tensor:
     """Return û, the smallest change of u along w that makes the planar step invertible.
 
         û = u + (m(s) − s) w/‖w‖²,   s = wᵀu,   so that wᵀû = m(s) > −1
@@ -111,7 +112,7 @@ def _det(a: Tensor, slack: Tensor) -> Tensor:
     return h**2 + slack * h_prime
 
 
-def planar_chain(z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper") -> tuple[Tensor, Tensor]:
+def planar_chain(z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = "shifted") -> tuple[Tensor, Tensor]:
     """Push z0 through K planar steps, each made invertible by û, and sum their log-determinants.
 
         zK = f_K(… f_1(z0)),     sum_ladj = Σ_k log|det ∂f_k/∂z_{k−1}|,     log qK(zK) = log q0(z0) − sum_ladj
@@ -142,7 +143,7 @@ def planar_chain(z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = 
     return z, sum_ladj
 
 
-def planar_inverse(zK: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper") -> Tensor:
+def planar_inverse(zK: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = "shifted") -> Tensor:
     """Invert `planar_chain`: return the z0 that the K steps send to zK.
 
     Each step, undone last to first, is one scalar equation: with y = f(z), a = wᵀz + b and a′ = wᵀy + b,
@@ -227,7 +228,7 @@ class PlanarTransform(Transform):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "paper", cache_size: int = 0) -> None:
+    def __init__(self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "shifted", cache_size: int = 0) -> None:
         super().__init__(cache_size=cache_size)
         _check_parameters(w, u, b)
         check_constraint(constraint)
@@ -254,7 +255,49 @@ class PlanarTransform(Transform):
     inverse_shape = forward_shape
 
 
-class PlanarFlow(nn.Module):
+class CarriesConstraint(nn.Module):
+    """Keep the constraint with the weights that were trained under it.
+
+    `state_dict()` carries its index in CONSTRAINTS as a uint8 tensor. Raises ValueError where weights of another
+    constraint, or weights without one, are loaded, with strict=False too: it is never guessed.
+
+    >>> PlanarFlow(2, 8).state_dict()["_extra_state"]
+    tensor(1, dtype=torch.uint8)
+    """
+
+    def __init__(self, constraint: str) -> None:
+        super().__init__()
+        check_constraint(constraint)
+        self.constraint = constraint
+
+    def get_extra_state(self) -> Tensor:
+        """Return what `state_dict()` keeps besides the weights (asked for by `torch.nn`)."""
+        check_constraint(self.constraint)
+        return torch.tensor(CONSTRAINTS.index(self.constraint), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raise ValueError unless the weights' constraint is this module's own."""
+        index = float(state) if isinstance(state, Tensor) and state.numel() == 1 else -1.0
+        found = [name for i, name in enumerate(CONSTRAINTS) if i == index]
+        if not found:
+            raise ValueError(f"the weights' constraint must be 0 or 1, an index of {CONSTRAINTS}, got {state!r}")
+        if found[0] != self.constraint:
+            here = f"this {type(self).__name__} is {self.constraint!r}"
+            raise ValueError(f"the weights are of constraint {found[0]!r}, {here}")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        key = prefix + "_extra_state"
+        if key in state_dict:
+            self.set_extra_state(state_dict[key])  # before any weight is copied
+        elif any(name.startswith(prefix) for name in state_dict):
+            raise ValueError(
+                f"the state_dict does not say the constraint of its weights ({key!r} is missing): where you know it, "
+                f"set state_dict[{key!r}] = torch.tensor(i), with i its index in {CONSTRAINTS}"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class PlanarFlow(CarriesConstraint):
     """Hold w, u (K, D) and b (K,) as free parameters of one flow, near the identity at the start.
 
     Calling it gives (zK, sum_ladj); `inverse` gives z0. Raises ValueError for D < 1, K < 0 or an unknown
@@ -267,11 +310,9 @@ class PlanarFlow(nn.Module):
     """
 
     def __init__(self, D: int, K: int, constraint: str = "shifted") -> None:
-        super().__init__()
+        super().__init__(constraint)
         check_int("D", D, least=1)
         check_int("K", K, least=0)
-        check_constraint(constraint)
-        self.constraint = constraint
         w = torch.randn(K, D)
         self.w = nn.Parameter(w)
         self.u = nn.Parameter(identity_u(w, constraint) + 0.01 * torch.randn(K, D))
@@ -284,6 +325,15 @@ class PlanarFlow(nn.Module):
     def inverse(self, zK: Tensor) -> Tensor:
         """Return z0, as `planar_inverse`."""
         return planar_inverse(zK, self.w, self.u, self.b, self.constraint)
+
+    def transform(self) -> PlanarTransform:
+        """Return the flow as a `torch.distributions` transform, with its own constraint; it follows the training."""
+        return PlanarTransform(self.w, self.u, self.b, self.constraint)
+
+    def extra_repr(self) -> str:
+        """Say D, K and the constraint when the module is printed."""
+        K, D = self.w.shape
+        return f"D={D}, K={K}, constraint={self.constraint!r}"
 
 
 def identity_u(w: Tensor, constraint: str) -> Tensor:
