@@ -4,10 +4,15 @@ The encoder emits, per image, μ and log σ² of q0 and w, u, b of each of K pla
 to p: to generate, z ~ N(0, I) goes straight to the decoder.
 """
 
-from collections import namedtuple
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from planar_helpers.elbo import (
     ElboTerms,
@@ -15,29 +20,67 @@ from planar_helpers.elbo import (
     gaussian_log_density,
     standard_normal_log_density,
 )
-from planar_helpers.planar import check_constraint, check_int, planar_chain, planar_inverse
+from planar_helpers.planar import CarriesConstraint, check_constraint, check_int, planar_chain, planar_inverse
+
+ROWS_AT_ONCE = 20_000  # decoded images held in memory at a time, in `elbo_draws`
 
 
-class FlowPosterior(namedtuple("FlowPosterior", "mu logvar w u b")):
-    """The approximate posterior qK(z|x) of each image: mu, logvar (B, D); w, u (B, K, D); b (B, K).
+@dataclass(frozen=True, eq=False, repr=False)
+class FlowPosterior:
+    """The approximate posterior qK(z|x) of each image: mu, logvar (B, D); w, u (B, K, D); b (B, K); and whose û.
 
         z0 = μ + σ ⊙ ε,   zK = f_K(… f_1(z0)),   log qK(zK) = log q0(z0) − Σ ladj
+
+    The constraint has no default: w, u and b without it are another map. Whatever is made from a posterior by the
+    methods below, by `torch.func`, by copying or by pickling, keeps it. Two posteriors are equal if all values and
+    the constraint are.
 
     Source: Rezende & Mohamed 2015, section 4.2. Derived in: notebooks/06_amortized_encoder, section
     "How does the encoder emit a flow?".
     """
 
-    constraint = "shifted"
+    mu: Tensor
+    logvar: Tensor
+    w: Tensor
+    u: Tensor
+    b: Tensor
+    constraint: str
 
-    def __new__(
-        cls, mu: Tensor, logvar: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = "shifted"
-    ) -> "FlowPosterior":
-        self = super().__new__(cls, mu, logvar, w, u, b)
-        self.constraint = constraint
-        return self
+    def __post_init__(self) -> None:
+        check_constraint(self.constraint)
 
-    def _replace(self, **changes: Tensor) -> "FlowPosterior":
-        return FlowPosterior(**{**self._asdict(), **changes}, constraint=self.constraint)
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The five tensors: mu, logvar, w, u, b."""
+        return self.mu, self.logvar, self.w, self.u, self.b
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "FlowPosterior":
+        """Return the posterior with `function` applied to each of the five tensors."""
+        return FlowPosterior(*map(function, self.tensors), constraint=self.constraint)
+
+    def replace(self, **changes: Any) -> "FlowPosterior":
+        """Return the posterior with the fields named changed, and the others, the constraint too, as they are."""
+        return replace(self, **changes)
+
+    def double(self) -> "FlowPosterior":
+        """Return the posterior in float64."""
+        return self.map(torch.Tensor.double)
+
+    def to(self, *where: Any, **how: Any) -> "FlowPosterior":
+        """Return the posterior on another device or in another dtype, as `torch.Tensor.to`."""
+        return self.map(lambda tensor: tensor.to(*where, **how))
+
+    def detach(self) -> "FlowPosterior":
+        """Return the same values, cut off from whatever made them."""
+        return self.map(torch.Tensor.detach)
+
+    def image(self, i: int) -> "FlowPosterior":
+        """Return the posterior of image i alone, as a batch of one."""
+        return self.map(lambda tensor: tensor[[i]])
+
+    def without_steps(self) -> "FlowPosterior":
+        """Return q0 alone: the same μ and σ, K = 0."""
+        return self.replace(w=self.w[..., :0, :], u=self.u[..., :0, :], b=self.b[..., :0])
 
     def rsample(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, Tensor]:
         """Draw zK (*sample_shape, B, D), with log_q0 and sum_ladj (*sample_shape, B) of the same draw."""
@@ -52,14 +95,56 @@ class FlowPosterior(namedtuple("FlowPosterior", "mu logvar w u b")):
         sum_ladj = planar_chain(z0, self.w, self.u, self.b, self.constraint)[1]
         return gaussian_log_density(z0, self.mu, self.logvar) - sum_ladj
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FlowPosterior) or self.constraint != other.constraint:
+            return False
+        return all(torch.equal(one, another) for one, another in zip(self.tensors, other.tensors, strict=True))
 
-class PlanarVAE(nn.Module):
+    __hash__ = None  # type: ignore[assignment]  # equality compares values, and tensors can change
+
+    def __repr__(self) -> str:
+        mu, w = self.mu, self.w
+        return f"FlowPosterior(mu {tuple(mu.shape)}, w {tuple(w.shape)}, {mu.dtype}, constraint={self.constraint!r})"
+
+
+# So that vmap, grad, export and their like take a posterior apart and put it together again, constraint included.
+pytree.register_pytree_node(
+    FlowPosterior,
+    lambda posterior: (list(posterior.tensors), posterior.constraint),
+    lambda tensors, constraint: FlowPosterior(*tensors, constraint=constraint),
+    serialized_type_name="planar_helpers.vae.FlowPosterior",
+)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every part of the model in eval() mode and switch autocast off; leave each part in the mode it was in.
+
+    Measuring a model must not depend on a dropout's draws, nor move a batch norm's averages.
+    """
+    modes = [(part, part.training) for part in model.modules()]
+    try:
+        model.eval()
+        with _own_precision(model):
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _own_precision(model: nn.Module) -> torch.autocast:
+    return torch.autocast(next(model.parameters()).device.type, enabled=False)
+
+
+class PlanarVAE(CarriesConstraint):
     """A VAE whose approximate posterior is a chain of K planar steps, with parameters per image.
 
     Defaults are the post's: one hidden layer of 500 ReLU on each side, D = 2, K = 3. K = 0 is the plain VAE.
 
     Shapes: x is a floating tensor (B, d_x) with values in [0, 1]; nothing else is accepted. Raises ValueError
-    or TypeError, which name what was wrong.
+    or TypeError, which name what was wrong. The values cannot be looked at under `torch.func.vmap`, `torch.compile`
+    or `torch.export`: there only shapes and dtypes are checked. Autocast has no say: the model computes in its own
+    precision, float32 or float64.
 
     Source: M. Camara Escudero, "Variational Autoencoder with Planar Flows" (the architecture); Rezende &
     Mohamed 2015 (the model). Derived in: notebooks/06_amortized_encoder, section "How does the encoder emit a flow?".
@@ -71,21 +156,25 @@ class PlanarVAE(nn.Module):
     """
 
     def __init__(self, d_x: int = 784, hidden: int = 500, D: int = 2, K: int = 3, constraint: str = "shifted") -> None:
-        super().__init__()
+        super().__init__(constraint)
         for name, value, least in (("d_x", d_x, 1), ("hidden", hidden, 1), ("D", D, 1), ("K", K, 0)):
             check_int(name, value, least)
-        check_constraint(constraint)
         self.settings = {"d_x": d_x, "hidden": hidden, "D": D, "K": K, "constraint": constraint}
-        self.d_x, self.D, self.K, self.constraint = d_x, D, K, constraint
+        self.d_x, self.D, self.K = d_x, D, K
         self.encoder = nn.Sequential(nn.Linear(d_x, hidden), nn.ReLU())
         self.head_sizes = [D, D, K * D, K * D, K]  # μ, log σ², w, u, b: five linear heads in one matrix
         self.heads = nn.Linear(hidden, sum(self.head_sizes))
         self.decoder = nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, d_x))
 
+    def extra_repr(self) -> str:
+        """Name the settings when the model is printed."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+
     def encode(self, x: Tensor) -> FlowPosterior:
         """Return the posterior's parameters for each image of x (B, d_x)."""
         self.check_images(x)
-        return self._encode(x)
+        with _own_precision(self):
+            return self._encode(x)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the logits (..., d_x) of the pixels at z (..., D)."""
@@ -94,7 +183,8 @@ class PlanarVAE(nn.Module):
             raise TypeError(f"z must be a tensor of the model's dtype {self.heads.weight.dtype}, got {found}")
         if z.shape[-1:] != (self.D,):
             raise ValueError(f"z must have shape (..., {self.D}), got {tuple(z.shape)}")
-        return self.decoder(z)
+        with _own_precision(self):
+            return self.decoder(z)
 
     def forward(self, x: Tensor) -> ElboTerms:
         """Return the ELBO's four terms at one draw of z0 per image, in train() and eval() alike."""
@@ -103,36 +193,96 @@ class PlanarVAE(nn.Module):
 
     def elbo_terms(self, x: Tensor) -> ElboTerms:
         """As `forward`, without looking at the pixel values: for a loop that has checked its data once."""
-        zK, log_q0, sum_ladj = self._encode(x).rsample()
-        log_px_z = bernoulli_log_likelihood(x, self.decoder(zK))
+        with _own_precision(self):
+            zK, log_q0, sum_ladj = self._encode(x).rsample()
+            log_px_z = bernoulli_log_likelihood(x, self.decoder(zK))
         return ElboTerms(log_px_z, standard_normal_log_density(zK), log_q0, sum_ladj)
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return log p(x, z) = log p(x|z) + log p(z) for each image of x (B, d_x), in nats.
+
+        Shapes: z (..., B, D), each image at its own z, or (..., 1, D), all images at the same z, which is decoded
+        once; returns (..., B). Raises as `encode` and `decode`. Derived in: notebooks/05_elbo_terms, section
+        "What are the four terms?".
+        """
+        self.check_images(x)
+        if not isinstance(z, Tensor) or z.dim() < 2 or z.shape[-2] not in (1, len(x)):
+            found = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ValueError(f"z must have shape (..., {len(x)}, {self.D}) or (..., 1, {self.D}), got {found}")
+        return self._log_joint(x, z)
+
+    def _log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        logits, log_pz = self.decode(z), standard_normal_log_density(z)
+        if z.shape[-2] == len(x):
+            return bernoulli_log_likelihood(x, logits) + log_pz
+        # Σ_i [x_i logit_i − softplus(logit_i)] as one product of matrices: the logits are never expanded to B images
+        with _own_precision(self):
+            return (logits @ x.T).squeeze(-2) + (log_pz - F.softplus(logits).sum(dim=-1))
+
+    def elbo_draws(self, x: Tensor, posterior: FlowPosterior, n: int) -> Tensor:
+        """Return n draws of the ELBO of each image of x (B, d_x) under any posterior: (n, B), in nats.
+
+        One draw is log p(x, zK) − log q0(z0) + Σ ladj. The posterior is of the B images, or one for all of them.
+        Gradients reach its parameters. Raises ValueError for n < 1 or another batch. Derived in:
+        notebooks/06_amortized_encoder, section "Can one flow serve all images?".
+        """
+        self.check_images(x)
+        check_int("n", n, least=1)
+        if posterior.mu.shape not in ((len(x), self.D), (1, self.D)):
+            raise ValueError(f"posterior must be of {len(x)} images and D = {self.D}, got {posterior}")
+        return self._elbo_draws(x, posterior, n)
+
+    def _elbo_draws(self, x: Tensor, posterior: FlowPosterior, n: int) -> Tensor:
+        size, draws = max(1, ROWS_AT_ONCE // max(1, len(x))), []
+        for start in range(0, n, size):
+            zK, log_q0, sum_ladj = posterior.rsample((min(size, n - start),))
+            draws.append(self._log_joint(x, zK) - log_q0 + sum_ladj)
+        return torch.cat(draws)
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """Generate n images: z ~ N(0, I), decoded. No flow is involved. Returns probabilities (n, d_x)."""
         check_int("n", n, least=0)
         like = self.heads.weight
-        return torch.sigmoid(self.decode(torch.randn(n, self.D, dtype=like.dtype, device=like.device)))
+        with evaluating(self):
+            return torch.sigmoid(self.decode(torch.randn(n, self.D, dtype=like.dtype, device=like.device)))
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """Return pixel probabilities (B, d_x) decoded from z0 = μ, pushed through the flow: to look at only."""
-        mu, _, w, u, b = self.encode(x)
-        return torch.sigmoid(self.decode(planar_chain(mu, w, u, b, self.constraint)[0]))
+        with evaluating(self):
+            posterior = self.encode(x)
+            zK, _ = planar_chain(posterior.mu, posterior.w, posterior.u, posterior.b, posterior.constraint)
+            return torch.sigmoid(self.decode(zK))
 
     def check_images(self, x: Tensor) -> None:
         """Raise TypeError or ValueError unless x is floating, (B, d_x), and within [0, 1]."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x must be a floating tensor in [0, 1], got {found}: bytes go through data.to_float")
+        if self.heads.weight.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"the model must be float32 or float64, got {self.heads.weight.dtype}: call model.float()")
         if x.dtype != self.heads.weight.dtype:
             raise TypeError(f"x must have the model's dtype {self.heads.weight.dtype}, got {x.dtype}")
         if x.dim() != 2 or x.shape[1] != self.d_x:
             raise ValueError(f"x must have shape (B, {self.d_x}), got {tuple(x.shape)}")
-        if not bool(((x >= 0) & (x <= 1)).all()):
+        if x.device != self.heads.weight.device:
+            raise ValueError(f"x must be on the model's device {self.heads.weight.device}, got {x.device}")
+        if not _within(x, 0.0, 1.0):
             raise ValueError("x must lie in [0, 1] and hold no NaN: divide grey levels 0..255 by 255")
 
     def _encode(self, x: Tensor) -> FlowPosterior:
         mu, logvar, w, u, b = self.heads(self.encoder(x)).split(self.head_sizes, dim=-1)
         shape = (len(x), self.K, self.D)
         return FlowPosterior(mu, logvar, w.reshape(shape), u.reshape(shape), b, constraint=self.constraint)
+
+
+def _within(x: Tensor, low: float, high: float) -> bool:
+    """Whether all values lie in [low, high]; True where values cannot be looked at, under vmap, compile or export."""
+    if torch.compiler.is_compiling():
+        return True
+    inside = ((x >= low) & (x <= high)).all()
+    try:
+        return bool(inside)
+    except RuntimeError:  # vmap's own: no single truth value for a batch of them
+        return True
