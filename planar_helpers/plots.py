@@ -1,30 +1,29 @@
-"""Arrays in, Figure out. The style is set here and nowhere else; `save` is the one way to a file.
+"""Arrays in, Figure out: nothing is saved here (that is results.save_figure's part).
 
 Colour goes by role: q_0 blue, q_K orange, target or data grey, the hyperplane wᵀz + b = 0 dashed and dark,
 failure red; viridis for densities, a diverging symmetric map for log-determinants.
+
+The style is planar.mplstyle, on Matplotlib's own defaults. Importing this module changes no setting: each function
+draws in that style by itself, whatever settings are in force, and `use_style()` puts it in force for the rest.
+Every function takes tensors, with gradients or on another device, and NumPy arrays alike.
 """
 
-import json
-import math
-import os
-import re
+import functools
+import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from torch import Tensor
-from torchvision.utils import make_grid
 
-from planar_helpers.run import budget
+from planar_helpers.results import STYLE
 
-plt.style.use(Path(__file__).with_name("planar.mplstyle"))
-
-FIGURES = Path(__file__).resolve().parent.parent / "figures"
 COLOURS = {
     "q0": "#2a6fb0",
     "qK": "#e07b00",
@@ -33,143 +32,216 @@ COLOURS = {
     "failure": "#c62828",
 }
 DIGIT_CMAP = plt.get_cmap("tab10")
+Values = Tensor | ArrayLike
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def figure_path(name: str, data: str | None = None, budget_matters: bool = False) -> Path:
-    """Return where a file of this name belongs: figures/, the committed gallery, or build/figures/.
+def use_style() -> None:
+    """Put this project's style in force for every figure from here on, in place of whatever was set before.
 
-    The gallery takes what depends on neither budget nor data, and what was made at the full budget, on MNIST if on
-    any data. PLANAR_FIGURES, if set, replaces both folders: the tests point it away from the gallery.
+    In a notebook whose kernel was started with a backend that shows nothing (MPLBACKEND=Agg), figures are shown again.
     """
-    if os.environ.get("PLANAR_FIGURES"):
-        return Path(os.environ["PLANAR_FIGURES"]) / name
-    full = budget() == "full"
-    committed = (full or not budget_matters) if data is None else (full and data.startswith("MNIST"))
-    return (FIGURES if committed else FIGURES.parent / "build" / "figures") / name
+    plt.style.use(STYLE)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None and hasattr(shell, "kernel") and plt.get_backend().lower() in ("agg", "pdf", "ps", "svg"):
+        shell.run_line_magic("matplotlib", "inline")
 
 
-def save(
-    fig: Figure | FuncAnimation,
-    name: str,
-    data: str | None = None,
-    budget_matters: bool = False,
-    fps: int = 8,
-) -> Path:
-    """Write a Figure as PNG, or an animation as GIF, under its stem "NN_slug"; return the path.
+def _styled(function: Callable[P, R]) -> Callable[P, R]:
+    """Draw in the project's style, and leave the settings as they were."""
 
-    `data` names the data set the figure depends on (None: on none), `budget_matters` says that it depends on the
-    budget though on no data. Written under a temporary name, then renamed; the same figure gives the same bytes.
-    Raises ValueError for a name that is no such stem.
-    """
-    _check_stem(name)
-    animated = isinstance(fig, FuncAnimation)
-    path = figure_path(name + (".gif" if animated else ".png"), data, budget_matters)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    @functools.wraps(function)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+        with plt.style.context(STYLE):
+            return function(*args, **kwargs)
+
+    return drawn
+
+
+def _array(name: str, values: Values, *shape: Any) -> np.ndarray:
+    """Return values as a float64 array of that shape, where a letter stands for any size, and ... for any shape."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu() if values.is_complex() else values.detach().cpu().double().numpy()
     try:
-        if animated:
-            fig.save(temporary, writer=PillowWriter(fps=fps))
-        else:
-            fig.savefig(temporary, metadata={"Software": None})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        if np.iscomplexobj(values):
+            raise TypeError
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must hold real numbers, got {type(values).__name__}") from None
+    if shape == (...,):
+        return array
+    fits = [wanted in (size, str(wanted)) for wanted, size in zip(shape, array.shape, strict=False)]
+    if len(shape) != array.ndim or not all(fits):
+        raise ValueError(f"{name} must be ({', '.join(map(str, shape))}), got shape {array.shape}")
+    return array
 
 
-def save_numbers(
-    name: str, numbers: dict[str, tuple[float, float]], data: str, **settings: str | int | float | list[int]
-) -> Path:
-    """Write a run's numbers as JSON under results/, by the same rule as figures; return the path.
-
-    Each number comes as (value, tolerance): a re-run on another machine, or another number of threads, should agree
-    within the tolerance. `settings` name whatever else made them (epochs, seeds, images). Raises ValueError for a
-    value that is not finite, a tolerance that is not positive, or a name that is no stem.
-    """
-    _check_stem(name)
-    for label, (value, tolerance) in numbers.items():
-        if not (math.isfinite(value) and 0 < tolerance < math.inf):
-            raise ValueError(f"{label!r} must be finite, with a positive tolerance, got {value} ± {tolerance}")
-    content = {
-        "settings": {"data": data, "budget": budget(), **settings, "command": "make figures BUDGET=full"},
-        "numbers": {k: {"value": round(value, 4), "tolerance": tolerance} for k, (value, tolerance) in numbers.items()},
-    }
-    path = figure_path(f"results/{name}.json", data)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _check_stem(name: str) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"\d\d_\w+", name):
-        raise ValueError(f'name must be a stem "NN_slug", got {name!r}')
-
-
+@_styled
 def plane_axes(ax: Axes, limits: Sequence[float], symbol: str = "z") -> Axes:
     """Dress axes as a plane: equal aspect, limits (low, high) on both axes, labels z_1 and z_2."""
-    ax.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"${symbol}_1$", ylabel=f"${symbol}_2$")
+    ax.set(xlim=tuple(limits), ylim=tuple(limits), aspect="equal", xlabel=f"${symbol}_1$", ylabel=f"${symbol}_2$")
     return ax
 
 
-def panels(rows: int, columns: int, size: float = 2.6, **settings: bool) -> tuple[Figure, np.ndarray]:
+@_styled
+def panels(rows: int, columns: int, size: float = 2.6, **settings: Any) -> tuple[Figure, np.ndarray]:
     """Return a figure and a (rows, columns) array of square panels, `size` inches each."""
     return plt.subplots(rows, columns, figsize=(size * columns + 0.4, size * rows + 0.3), squeeze=False, **settings)
 
 
+@_styled
 def show_density(
-    ax: Axes, z: Tensor, log_density: Tensor, title: str = "", vmax: float | None = None, symbol: str = "z"
+    ax: Axes, z: Values, log_density: Values, title: str = "", vmax: float | None = None, symbol: str = "z"
 ) -> None:
-    """Draw exp(log_density) (G, G) over the grid z (G, G, 2): viridis, from 0 to vmax."""
-    low, high = z[0, 0].tolist(), z[-1, -1].tolist()
-    half = [(high[i] - low[i]) / (2 * (len(z) - 1)) for i in (0, 1)]  # a grid point is the middle of its pixel
+    """Draw exp(log_density) (G, H) over the grid z (G, H, 2): viridis, from 0 to vmax.
+
+    Raises ValueError if z is no grid as grid.plane_grid builds it: z[i, j] = (z_1[j], z_2[i]), evenly spaced.
+    """
+    grid, density = _grid_and_density(z, log_density)
+    low, high = grid[0, 0], grid[-1, -1]
+    half = (high - low) / (2 * (np.array(density.shape[::-1]) - 1))  # a grid point is the middle of its pixel
     extent = (low[0] - half[0], high[0] + half[0], low[1] - half[1], high[1] + half[1])
-    # z[i, j] = (z_1[j], z_2[i]) as targets.plane_grid builds it
-    ax.imshow(log_density.exp().numpy(), extent=extent, vmin=0, vmax=vmax, aspect="equal")
+    ax.imshow(density, extent=extent, vmin=0, vmax=vmax, aspect="equal", origin="lower", cmap="viridis")
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), title=title)
     ax.set(xlabel=f"${symbol}_1$", ylabel=f"${symbol}_2$")
 
 
-def show_contours(ax: Axes, z: Tensor, log_density: Tensor, colour: str, label: str = "") -> None:
-    """Draw the outlines that hold 50 % and 90 % of a density given as log_density (G, G) on the grid z (G, G, 2)."""
-    density = log_density.exp().numpy()
+@_styled
+def show_contours(ax: Axes, z: Values, log_density: Values, colour: str, label: str = "") -> None:
+    """Draw the outlines that hold 50 % and 90 % of a density given as log_density (G, H) on the grid z (G, H, 2)."""
+    grid, density = _grid_and_density(z, log_density)
+    if not density.sum() > 0:
+        raise ValueError("log_density must have mass on the grid: there is nothing to outline")
     ranked = np.sort(density.ravel())[::-1]
     mass = np.cumsum(ranked) / ranked.sum()
     levels = sorted({float(ranked[np.searchsorted(mass, share)]) for share in (0.9, 0.5)})
-    ax.contour(z[..., 0].numpy(), z[..., 1].numpy(), density, levels=levels, colors=colour, linewidths=1.4)
+    ax.contour(grid[..., 0], grid[..., 1], density, levels=levels, colors=colour, linewidths=1.4)
     if label:
         ax.plot([], [], color=colour, label=label)
 
 
-def show_hyperplane(ax: Axes, w: Tensor, b: Tensor) -> None:
-    """Draw the line wᵀz + b = 0 in the plane, dashed and dark; w (2,), b ()."""
-    foot, along = -b * w / (w @ w), torch.stack([-w[1], w[0]])
-    ax.axline(foot.tolist(), (foot + along).tolist(), color=COLOURS["hyperplane"], ls="--", lw=1.2)
+def show_posterior(
+    ax: Axes, z: Values, log_posterior: Values, title: str = "", q0: Values | None = None, qK: Values | None = None
+) -> None:
+    """Draw the exact posterior over the grid z (G, H, 2) and the outlines of log q_0 and log q_K (G, H), if given.
+
+    The outlines are named for a legend, which is the caller's to draw.
+    """
+    show_density(ax, z, log_posterior, title)
+    for role, symbol, log_q in (("q0", "$q_0$", q0), ("qK", "$q_K$", qK)):
+        if log_q is not None:
+            show_contours(ax, z, log_q, COLOURS[role], symbol)
 
 
-def image_grid(ax: Axes, images: Tensor, columns: int = 10, padding: int = 5, title: str = "") -> None:
-    """Draw images (N, 784) in [0, 1] in rows of `columns`, black background."""
-    grid = make_grid(images.detach().cpu().reshape(-1, 1, 28, 28), nrow=columns, padding=padding)
-    ax.imshow(grid[0].numpy(), cmap="gray", vmin=0, vmax=1, origin="upper")
+@_styled
+def show_mesh(
+    ax: Axes,
+    z: Values,
+    every: int = 5,
+    folded: Values | None = None,
+    limits: Sequence[float] = (-5, 5),
+    symbol: str = "z'",
+    colour: str = COLOURS["q0"],
+) -> None:
+    """Draw a mesh of points z (G, H, 2) that a map has moved: every so many lines, in both directions.
+
+    `folded` (G, H) is true where the map turned the plane over: those stretches are drawn again, in red.
+    """
+    mesh = _array("z", z, "G", "H", 2)
+    drawn: list[tuple[np.ndarray, dict[str, Any]]] = [(mesh, {"color": colour, "lw": 0.7})]
+    if folded is not None:
+        turned = _array("folded", folded, *mesh.shape[:2]) != 0
+        drawn.append((np.where(turned[..., None], mesh, np.nan), {"color": COLOURS["failure"], "lw": 0.9}))
+    for points, style in drawn:
+        for lines in (points[::every].transpose(1, 0, 2), points[:, ::every]):  # plot draws one line a column
+            ax.plot(lines[..., 0], lines[..., 1], **style)
+    plane_axes(ax, limits, symbol)
+
+
+@_styled
+def show_signed(ax: Axes, z: Values, values: Values, limit: float | None = None, edges: bool = False) -> QuadMesh:
+    """Draw signed values in a diverging map, white at 0, red above, from −limit to limit; return it for a colour bar.
+
+    z (G, H, 2) are the corners of the cells, moved by a map or not, if values are (G − 1, H − 1), one for each cell;
+    or the points of the values, if they are (G, H). `limit` is the largest size if not given; `edges` draws the cells'.
+    """
+    corners = _array("z", z, "G", "H", 2)
+    cells = tuple(size - 1 for size in corners.shape[:2])
+    signed = _array("values", values, ...)
+    at_points = signed.shape == corners.shape[:2]
+    if not at_points and signed.shape != cells:
+        raise ValueError(f"values must be {cells}, one a cell, or {corners.shape[:2]}, got shape {signed.shape}")
+    bound = limit if limit is not None else float(np.nanmax(np.abs(signed), initial=0)) or 1.0
+    if not bound > 0:
+        raise ValueError(f"limit must be positive, got {limit}")
+    mesh = ax.pcolormesh(
+        corners[..., 0], corners[..., 1], signed, cmap="RdBu_r", vmin=-bound, vmax=bound,
+        shading="gouraud" if at_points else "flat", rasterized=at_points,
+    )  # fmt: skip
+    if edges:
+        mesh.set(edgecolor="0.7", linewidth=0.2)
+    return mesh
+
+
+@_styled
+def show_hyperplane(ax: Axes, w: Values, b: Values) -> None:
+    """Draw the line wᵀz + b = 0 in the plane, dashed and dark; w (2,), b (). Raises ValueError if w is zero."""
+    normal, offset = _array("w", w, 2), _array("b", b)
+    if not normal.any():
+        raise ValueError("w must not be zero: there is no line")
+    foot, along = -offset * normal / (normal @ normal), np.array([-normal[1], normal[0]])
+    ax.axline(tuple(foot), tuple(foot + along), color=COLOURS["hyperplane"], ls="--", lw=1.2)
+
+
+@_styled
+def image_grid(ax: Axes, images: Values, columns: int = 10, padding: int = 5, title: str = "") -> None:
+    """Draw images (N, 784), each 28 × 28, in rows of `columns`, on black: floats in [0, 1], or bytes from 0 to 255.
+
+    Raises ValueError for images of another size, for none, and for pixels that are neither.
+    """
+    pixels = _array("images", images, ...)
+    single = pixels.shape[-1:] == (784,) or pixels.shape[-2:] == (28, 28)
+    if not single or pixels.size == 0:
+        raise ValueError(f"images must be (N, 784), each 28 × 28, with N ≥ 1, got shape {pixels.shape}")
+    if str(getattr(images, "dtype", "")).endswith("uint8"):
+        pixels = pixels / 255
+    if not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise ValueError(f"images must lie in [0, 1], got values from {pixels.min():.3g} to {pixels.max():.3g}")
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    pixels = pixels.reshape(-1, 28, 28)
+    across, gap = min(columns, len(pixels)), padding if len(pixels) > 1 else 0
+    canvas = np.zeros((-(-len(pixels) // across) * (28 + gap) + gap, across * (28 + gap) + gap))
+    for i, image in enumerate(pixels):
+        top, left = (gap + place * (28 + gap) for place in divmod(i, across))
+        canvas[top : top + 28, left : left + 28] = image
+    ax.imshow(canvas, cmap="gray", vmin=0, vmax=1, origin="upper")
     ax.set(title=title)
     ax.axis("off")
 
 
-def show_curves(ax: Axes, train: Tensor, test: Tensor, title: str, colour: str) -> None:
+@_styled
+def show_curves(ax: Axes, train: Values, test: Values, title: str, colour: str) -> None:
     """Draw one quantity by epoch, train and test (epochs,): train thin and pale, test full."""
-    for curve, label, style in ((train, "train", {"alpha": 0.45, "lw": 1.2}), (test, "test", {})):
-        ax.plot(np.arange(1, len(curve) + 1), curve.numpy(), color=colour, label=label, **style)
+    styles: tuple[dict[str, Any], ...] = ({"alpha": 0.45, "lw": 1.2}, {})
+    for (label, values), style in zip((("train", train), ("test", test)), styles, strict=True):
+        curve = _array(label, values, "epochs")
+        ax.plot(np.arange(1, len(curve) + 1), curve, color=colour, label=label, **style)
     ax.set(xlabel="epoch", ylabel="nats per image", title=title)
 
 
-def scatter_by_digit(ax: Axes, z: Tensor, labels: Tensor, title: str = "", limits: Sequence[float] = (-4, 4)) -> None:
-    """Draw points z (N, 2), coloured by digit, with a legend of ten."""
-    size = 2 if len(z) > 2000 else 10
-    ax.scatter(z[:, 0], z[:, 1], c=labels, cmap=DIGIT_CMAP, vmin=-0.5, vmax=9.5, s=size, alpha=0.6, linewidths=0)
+@_styled
+def scatter_by_digit(ax: Axes, z: Values, labels: Values, title: str = "", limits: Sequence[float] = (-4, 4)) -> None:
+    """Draw points z (N, 2), coloured by digit, labels (N,) from 0 to 9, with a legend of ten."""
+    points = _array("z", z, "N", 2)
+    digits = _array("labels", labels, len(points))
+    if not np.isin(digits, range(10)).all():
+        raise ValueError(f"labels must be digits from 0 to 9, got {digits[~np.isin(digits, range(10))][0]:g}")
+    size = 2 if len(points) > 2000 else 10
+    ax.scatter(
+        points[:, 0], points[:, 1], c=digits, cmap=DIGIT_CMAP, vmin=-0.5, vmax=9.5, s=size, alpha=0.6, linewidths=0
+    )
     for digit in range(10):
         ax.plot([], [], "o", ms=5, color=DIGIT_CMAP(digit), label=str(digit))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="digit")
@@ -177,6 +249,19 @@ def scatter_by_digit(ax: Axes, z: Tensor, labels: Tensor, title: str = "", limit
     ax.set_title(title)
 
 
-def animate(draw: Callable[[int], None], frames: int, fig: Figure) -> FuncAnimation:
+def animate(draw: Callable[[int], Any], frames: int, fig: Figure) -> FuncAnimation:
     """Return an animation of `frames` calls of draw(frame) on the figure."""
-    return FuncAnimation(fig, draw, frames=frames, interval=125)
+    return FuncAnimation(fig, _styled(draw), frames=frames, interval=125)
+
+
+def _grid_and_density(z: Values, log_density: Values) -> tuple[np.ndarray, np.ndarray]:
+    """The grid (G, H, 2) and exp(log_density) (G, H), after a look at whether z is a grid that can be drawn."""
+    grid = _array("z", z, "G", "H", 2)
+    if min(grid.shape[:2]) < 2:
+        raise ValueError(f"z must have two points or more in each direction, got shape {grid.shape}")
+    (low, high), (rows, columns) = (grid[0, 0], grid[-1, -1]), grid.shape[:2]
+    even = np.stack(np.meshgrid(np.linspace(low[0], high[0], columns), np.linspace(low[1], high[1], rows)), -1)
+    cell = (high - low) / (columns - 1, rows - 1)
+    if not ((cell > 0).all() and (np.abs(grid - even) < 0.01 * cell).all()):
+        raise ValueError("z must be a grid as grid.plane_grid builds it: z[i, j] = (z_1[j], z_2[i]), evenly spaced")
+    return grid, np.exp(_array("log_density", log_density, *grid.shape[:2]))

@@ -1,0 +1,141 @@
+"""Where a figure and a number go, and how numbers of two runs are compared: the one way from a run to a file."""
+
+import json
+import math
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.figure import Figure
+
+from planar_helpers.run import budget, folder, replacing
+
+STYLE = ("default", Path(__file__).with_name("planar.mplstyle"))  # from the defaults: nothing of the user's own is left
+Number = tuple[float, float] | tuple[float, float, float]  # value, tolerance, error
+
+
+def figure_path(name: str, data: str | None = None, budget_matters: bool = False) -> Path:
+    """Return where a file of this name belongs: figures/, the committed gallery, or build/figures/.
+
+    The gallery takes what depends on neither budget nor data, and what was made at the full budget, on MNIST if on
+    any data. PLANAR_FIGURES, if set, replaces both folders: the tests point it away from the gallery.
+    """
+    if os.environ.get("PLANAR_FIGURES") or _for_committing(data, budget_matters):
+        return folder("figures") / name
+    return folder("build") / "figures" / name
+
+
+def save_figure(
+    fig: Figure | FuncAnimation, name: str, data: str | None = None, budget_matters: bool = False, fps: int = 8
+) -> Path:
+    """Write a Figure as PNG, or an animation as GIF, under its stem "NN_slug"; return the path.
+
+    `data` names the data set the figure depends on (None: on none), `budget_matters` says that it depends on the
+    budget though on no data. The file is written whole or not at all, and the same figure gives the same bytes,
+    whatever the user's own Matplotlib settings. Raises ValueError for a name that is no such stem, TypeError for
+    what is no figure.
+    """
+    _check_stem(name)
+    if not isinstance(fig, Figure | FuncAnimation):
+        raise TypeError(f"fig must be a Figure or an animation, got {type(fig).__name__}")
+    path = figure_path(name + (".png" if isinstance(fig, Figure) else ".gif"), data, budget_matters)
+    with replacing(path) as temporary, plt.style.context(STYLE):
+        if isinstance(fig, Figure):
+            fig.savefig(temporary, format="png", metadata={"Software": None})
+        else:
+            fig.save(temporary, writer=PillowWriter(fps=fps))
+    return path
+
+
+def save_numbers(
+    name: str, numbers: dict[str, Number], data: str | None, **settings: str | int | float | list[int]
+) -> Path:
+    """Write a run's numbers as JSON under results/, by the same rule as figures; return the path.
+
+    Each number comes as (value, tolerance) or (value, tolerance, error): a re-run on another machine, or another
+    number of threads, should agree within the tolerance; the error is statistical. `settings` name whatever else made
+    them (epochs, seeds, images), and what varies in the error. `data` is None where no data made them.
+
+    A tolerance that two arms both fit in shows nothing. Store their difference, too, as "K = 3 minus K = 0: gap",
+    with a tolerance below it: a test exchanges the arms, and wants a number to miss.
+
+    Raises ValueError for a number that is not finite, a tolerance that is not positive, or a name that is no stem.
+    """
+    _check_stem(name)
+    entries = {}
+    for label, given in numbers.items():
+        if len(given) not in (2, 3):
+            raise ValueError(f"{label!r} must be (value, tolerance) or (value, tolerance, error), got {given}")
+        value, tolerance, *error = (float(number) for number in given)
+        if not (all(map(math.isfinite, (value, tolerance, *error))) and tolerance > 0 and min(error, default=0) >= 0):
+            raise ValueError(f"{label!r} must be finite, with a positive tolerance and no negative error, got {given}")
+        entries[label] = {"value": round(value, 4), "tolerance": tolerance}
+        if error:
+            entries[label]["error"] = round(error[0], 4)
+    content = {
+        "settings": {"data": data, "budget": budget(), **settings, "command": "make figures BUDGET=full"},
+        "numbers": entries,
+    }
+    moved = os.environ.get("PLANAR_RESULTS") or os.environ.get("PLANAR_FIGURES")
+    committed = bool(moved) or _for_committing(data, budget_matters=True)
+    path = (folder("results") if committed else folder("build") / "figures" / "results") / f"{name}.json"
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+    return path
+
+
+def stored_numbers(since: float = 0.0) -> dict[str, tuple[float, float]]:
+    """Read the numbers in the results' folder written at time `since` or later: "file: name" -> (value, tolerance)."""
+    paths = [path for path in sorted(folder("results").glob("[0-9][0-9]_*.json")) if path.stat().st_mtime >= since]
+    return _numbers({path.stem: path.read_text(encoding="utf-8") for path in paths})
+
+
+def committed_numbers(results: Path) -> tuple[dict[str, tuple[float, float]], str]:
+    """Read the numbers of a results folder as they are committed, and say so; without git, as they lie there now."""
+    git = ["git", "-C", str(results)]
+    try:
+        listed = subprocess.run([*git, "ls-tree", "--name-only", "HEAD", "./"], capture_output=True, check=True)
+        names = re.findall(r"^\d\d_\w+\.json$", listed.stdout.decode("utf-8"), flags=re.M)
+        shown = {
+            name: subprocess.run([*git, "show", f"HEAD:./{name}"], capture_output=True, check=True) for name in names
+        }
+    except (OSError, subprocess.CalledProcessError):
+        shown = {}
+    if shown:
+        return _numbers(
+            {name[:-5]: done.stdout.decode("utf-8") for name, done in shown.items()}
+        ), "the committed values"
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(results.glob("[0-9][0-9]_*.json"))}
+    return _numbers(texts), "the files as they lay before (no commit found)"
+
+
+def compare_numbers(
+    before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]
+) -> tuple[list[str], int]:
+    """Say which stored numbers a run made again and which of them missed; return the lines, and how many missed."""
+    again = [name for name in before if name in after]
+    missed = [name for name in again if not abs(after[name][0] - before[name][0]) <= before[name][1]]
+    lines = [f"{len(again)} of {len(before)} stored numbers made again, {len(missed)} outside their tolerance"]
+    lines += [f"  {name}: {after[name][0]} now, {before[name][0]} ± {before[name][1]} before" for name in missed]
+    return lines, len(missed)
+
+
+def _numbers(texts: dict[str, str]) -> dict[str, tuple[float, float]]:
+    return {
+        f"{stem}: {name}": (entry["value"], entry["tolerance"])
+        for stem, text in texts.items()
+        for name, entry in json.loads(text)["numbers"].items()
+    }
+
+
+def _for_committing(data: str | None, budget_matters: bool) -> bool:
+    full = budget() == "full"
+    return (full or not budget_matters) if data is None else (full and data.startswith("MNIST"))
+
+
+def _check_stem(name: str) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"\d\d_\w+", name):
+        raise ValueError(f'name must be a stem "NN_slug", got {name!r}')
