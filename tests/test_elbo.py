@@ -14,7 +14,7 @@ from planar_helpers.elbo import (
     gaussian_log_density,
     standard_normal_log_density,
 )
-from planar_helpers.targets import log_mass, plane_grid
+from planar_helpers.grid import log_mass, plane_grid
 
 seeds = st.integers(0, 2**31)
 
@@ -80,3 +80,58 @@ def test_kl_without_a_flow_agrees_with_the_closed_form_within_its_error_bar() ->
     assert closed.item() == pytest.approx(other.item(), rel=1e-12)
     standard_error = kl.std() / math.sqrt(len(kl))
     assert abs(kl.mean() - closed) < 4 * standard_error and standard_error < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.complex64, None])
+def test_half_precision_and_other_types_are_refused(dtype: torch.dtype | None) -> None:
+    right, wrong = torch.zeros(3, 2), [[0.0, 0.0]] if dtype is None else torch.zeros(3, 2).to(dtype)
+    for name, call in (
+        ("x", lambda: bernoulli_log_likelihood(wrong, right)),
+        ("logits", lambda: bernoulli_log_likelihood(right, wrong)),
+        ("z", lambda: gaussian_log_density(wrong, right, right)),
+        ("mu", lambda: gaussian_log_density(right, wrong, right)),
+        ("logvar", lambda: gaussian_log_density(right, right, wrong)),
+        ("z", lambda: standard_normal_log_density(wrong)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} must be a tensor of float32 or float64"):
+            call()
+
+
+def test_a_last_size_is_never_broadcast() -> None:
+    three, one = torch.zeros(5, 3), torch.zeros(5, 1)
+    for call in (
+        lambda: bernoulli_log_likelihood(three, one),
+        lambda: bernoulli_log_likelihood(one, three),
+        lambda: gaussian_log_density(three, one, three),
+        lambda: gaussian_log_density(three, three, one),
+        lambda: gaussian_log_density(three, three, torch.tensor(0.0)),
+        lambda: standard_normal_log_density(torch.tensor(0.0)),
+    ):
+        with pytest.raises(ValueError, match="must end in the same size"):
+            call()
+
+
+def test_four_terms_of_different_shapes_are_refused() -> None:
+    right, column = torch.zeros(4), torch.zeros(4, 1)
+    for i in range(4):
+        terms = ElboTerms(*(column if i == j else right for j in range(4)))
+        for name in ("elbo", "kl", "loss"):
+            with pytest.raises(ValueError, match="must have one shape"):
+                getattr(terms, name)
+
+
+def test_surroundings_have_no_say() -> None:
+    x, logits = normal(0, 5, 30).sigmoid().float(), normal(1, 5, 30).float()
+    plain = bernoulli_log_likelihood(x, logits), gaussian_log_density(x, logits, x), standard_normal_log_density(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        torch.set_default_dtype(torch.float64)
+        try:
+            there = (
+                bernoulli_log_likelihood(x, logits),
+                gaussian_log_density(x, logits, x),
+                standard_normal_log_density(x),
+            )
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for one, other in zip(plain, there, strict=True):
+        assert torch.equal(one, other) and one.dtype == other.dtype == torch.float32
