@@ -2,10 +2,11 @@
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +42,14 @@ def budget() -> str:
 def by_budget(quick: T, full: T) -> T:
     """Return the one of two values that the budget in force asks for."""
     return full if budget() == "full" else quick
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print one line to stdout, or another stream; what the stream cannot show, or no stream at all, is no error."""
+    stream = stream or sys.stdout
+    if stream is not None and not getattr(stream, "closed", False):
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        print(line.encode(encoding, errors="replace").decode(encoding), file=stream)
 
 
 def folder(kind: str) -> Path:

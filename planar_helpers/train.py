@@ -1,30 +1,28 @@
 """Training: one loop, its history, and models that are trained once and then loaded."""
 
-import ast
-import hashlib
-import json
+import functools
+import inspect
 import math
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
+import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from planar_helpers.data import REPOSITORY, Images, to_float
+from planar_helpers import elbo, planar
+from planar_helpers.checkpoint import Checkpoint, Code, Run, pixels_version, restore, run_name
+from planar_helpers.data import Images, to_float
 from planar_helpers.elbo import ElboTerms
 from planar_helpers.planar import check_int
-from planar_helpers.run import by_budget, pick_device, seed_all
-from planar_helpers.vae import PlanarVAE
+from planar_helpers.run import by_budget, folder, pick_device, say, seed_all
+from planar_helpers.vae import FlowPosterior, PlanarVAE, evaluating
 
-RUNS = REPOSITORY / "runs"
 SCHEDULES = ("constant", "cosine")
+P = ParamSpec("P")
 
 
 class History(NamedTuple):
@@ -38,6 +36,20 @@ class History(NamedTuple):
     test: ElboTerms
 
 
+def _undisturbed(loop: Callable[P, History]) -> Callable[P, History]:
+    """Run the loop with gradients, without autocast, whatever is in force; leave the model in the mode it was in."""
+
+    @functools.wraps(loop)
+    def undisturbed(*args: P.args, **kwargs: P.kwargs) -> History:
+        model = inspect.signature(loop).bind(*args, **kwargs).arguments["model"]
+        _check_model(model)
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+            return loop(*args, **kwargs)
+
+    return undisturbed
+
+
+@_undisturbed
 def fit(
     model: PlanarVAE,
     images: Images,
@@ -47,40 +59,41 @@ def fit(
     weight_decay: float = 1e-5,
     schedule: str = "constant",
     seed: int = 0,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
     progress: bool = True,
 ) -> History:
     """Train the model in place by Adam on the loss −mean(ELBO), and return its history.
 
     The defaults are the post's; weights below 1e-20 are set to 0 after each epoch. schedule "cosine" takes the step
     size from lr to 0 over the run. Two runs from the same weights with the same seed, data and thread count are equal
-    bit for bit on a CPU. With `checkpoint`, the state is written there after each epoch, and a run that finds it goes
-    on from it, to the same result bit for bit.
+    bit for bit on a CPU, and a shorter one is the start of a longer one if the step size is constant. With
+    `checkpoint`, the state is written there after each epoch, and a run that finds it goes on from it, to the same
+    result bit for bit. Autocast, no_grad and inference_mode have no say here.
 
     Raises ValueError or TypeError for bad settings or data, or a checkpoint of another run; FloatingPointError if
     the loss stops being finite. Labels are never looked at. Source: the post's settings. Derived in:
     notebooks/07_train_the_vae, section "How is it trained?".
     """
-    _check_fit(model, images, epochs, batch_size, lr, schedule, seed)
-    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
-        raise FileNotFoundError(f"checkpoint must lie in an existing folder, got {str(checkpoint)!r}")
+    epochs, batch_size, lr, weight_decay, seed = _check_fit(
+        model, images, epochs, batch_size, lr, weight_decay, schedule, seed
+    )
+    files = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    settings = (
+        {} if checkpoint is None else run_settings(model, images, epochs, batch_size, lr, weight_decay, schedule, seed)
+    )
     device = next(model.parameters()).device
     train, test, dtype = images.train.to(device), images.test.to(device), next(model.parameters()).dtype
     steps = epochs * -(-len(train) // batch_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    settings = {
-        **model.settings, "data": _data_version(images), "epochs": epochs, "batch_size": batch_size, "lr": lr,
-        "weight_decay": weight_decay, "schedule": schedule, "seed": seed,
-    }  # fmt: skip
     seed_all(seed)
     means: dict[str, list[Tensor]] = {"train": [], "test": []}
-    start = _resume(checkpoint, settings, model, optimizer, means)
+    start = files.resume(settings, epochs, model, optimizer, means)
     step = start * steps // epochs
 
     for epoch in _progress_bar(start, epochs, means, progress):
         model.train()
         seen = []
-        for batch in torch.randperm(len(train)).to(device).split(batch_size):
+        for batch in torch.randperm(len(train), device="cpu").to(device).split(batch_size):
             if schedule == "cosine":
                 optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
             terms = model.elbo_terms(to_float(train.index_select(0, batch), dtype))
@@ -92,97 +105,25 @@ def fit(
         means["train"].append(torch.cat(seen, dim=1).double().mean(dim=1).cpu())
         means["test"].append(torch.stack(mean_terms(model, test)).cpu())
         drop_tiny(optimizer)
-        if not bool(torch.isfinite(means["train"][-1]).all()):
-            raise FloatingPointError(f"the loss is not finite in epoch {epoch + 1}: lower lr (it is {lr})")
-        if checkpoint is not None:
-            state = {"settings": settings, "means": means, "rng": _rng_state()}
-            _save({**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
-    return History(*(_as_terms(means[part]) for part in ("train", "test")))
+        _check_finite(means["train"][-1], epoch, lr)
+        files.save(settings, model, optimizer, means)
+    return _history(means)
 
 
 @torch.no_grad()
 def mean_terms(model: PlanarVAE, images: Tensor, batch_size: int = 2000) -> ElboTerms:
-    """Return the four terms' means over images (N, d_x) of bytes, one draw each: an ElboTerms of scalars, in nats."""
+    """Return the four terms' means over images (N, d_x) of bytes, one draw each: an ElboTerms of scalars, in nats.
+
+    The model is measured in eval() mode, and left in the mode it was in.
+    """
+    _check_model(model)
+    _check_pixels("images", images, model.d_x, least=0)
     total = torch.zeros(4, dtype=torch.float64, device=images.device)
     dtype = next(model.parameters()).dtype
-    for batch in images.split(batch_size):
-        total += torch.stack(model.elbo_terms(to_float(batch, dtype))).sum(dim=1)
+    with evaluating(model):
+        for batch in images.split(batch_size):
+            total += torch.stack(model.elbo_terms(to_float(batch, dtype))).sum(dim=1)
     return ElboTerms(*(total / max(len(images), 1)))
-
-
-def train_or_load(
-    images: Images,
-    epochs: int,
-    K: int = 3,
-    constraint: str = "shifted",
-    D: int = 2,
-    hidden: int = 500,
-    seed: int = 0,
-    progress: bool = True,
-    **fit_settings: Any,
-) -> tuple[PlanarVAE, History]:
-    """Return a trained model and its history: from runs/ if this very run was made before, else by training it.
-
-    The file's name is a hash of all settings, the pixels, and the code that trains (comments and docstrings aside), so
-    nothing stale is loaded. Takes `fit`'s settings, too. Prints one line, and leaves the random stream seeded, the same
-    either way. An interrupted training goes on where it stopped; of two processes that want the same model one
-    trains, one waits.
-
-    Raises as `PlanarVAE` and `fit`, and ValueError for a damaged file under runs/.
-    """
-    settings = {"K": K, "constraint": constraint, "D": D, "hidden": hidden, "seed": seed, "epochs": epochs}
-    check_int("seed", seed, least=0)
-    seed_all(seed)
-    device = pick_device()
-    model = PlanarVAE(d_x=images.train.shape[1], hidden=hidden, D=D, K=K, constraint=constraint).to(device)
-    key = {**settings, **fit_settings, "data": _data_version(images)}
-    digest = hashlib.sha256((json.dumps(key, sort_keys=True) + _code_version()).encode()).hexdigest()[:10]
-    path = RUNS / f"K{K}-{constraint}-{digest}.pt"
-    RUNS.mkdir(exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if path.is_file():
-            saved = _load(path, ("model", "train", "test"), device)
-            model.load_state_dict(saved["model"])
-            history = History(*(ElboTerms(*saved[part]) for part in ("train", "test")))
-        else:
-            unfinished = path.with_suffix(".unfinished")
-            history = fit(model, images, epochs, seed=seed, checkpoint=unfinished, progress=progress, **fit_settings)
-            _save(
-                {"model": model.state_dict(), "train": tuple(history.train), "test": tuple(history.test)},
-                path,
-            )
-            unfinished.unlink(missing_ok=True)
-    seed_all(seed)  # whatever is drawn next does not depend on whether the model was trained or loaded
-    named = f"K = {K}" if K == 0 else f"K = {K}, û {constraint}"
-    print(f"{named}: {epochs} epochs on {images.name}, seed {seed}, test ELBO {history.test.elbo[-1]:.2f} nats")
-    return model.eval(), history
-
-
-def epochs_for(images: Images) -> int:
-    """Return how many epochs the budget allows: on MNIST the post's 100 (full) or 3 (quick).
-
-    The digits are forty times fewer, so an epoch is forty times shorter: 400 and 100 there.
-    """
-    mnist = len(images.train) > 10_000
-    return by_budget(quick=3, full=100) if mnist else by_budget(quick=100, full=400)
-
-
-def _check_fit(
-    model: PlanarVAE, images: Images, epochs: int, batch_size: int, lr: float, schedule: str, seed: int
-) -> None:
-    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        check_int(name, value, least)
-    if not isinstance(lr, int | float) or isinstance(lr, bool) or not 0 < lr < math.inf:
-        raise ValueError(f"lr must be positive and finite, got {lr!r}")
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
-    for name in ("train", "test"):
-        part = getattr(images, name)
-        if not isinstance(part, Tensor) or part.dtype != torch.uint8:
-            found = part.dtype if isinstance(part, Tensor) else type(part).__name__
-            raise TypeError(f"images.{name} must be a tensor of uint8, got {found}")
-        if part.dim() != 2 or part.shape[1] != model.d_x or len(part) == 0:
-            raise ValueError(f"images.{name} must have shape (N ≥ 1, {model.d_x}), got {tuple(part.shape)}")
 
 
 @torch.no_grad()
@@ -198,13 +139,167 @@ def drop_tiny(optimizer: torch.optim.Optimizer, below: float = 1e-20) -> None:
             tensor.masked_fill_(tensor.abs() < below, 0.0)
 
 
+@torch.inference_mode(False)
+def train_or_load(
+    images: Images,
+    epochs: int,
+    K: int = 3,
+    constraint: str = "shifted",
+    D: int = 2,
+    hidden: int = 500,
+    seed: int = 0,
+    progress: bool = True,
+    **fit_settings: Any,
+) -> tuple[PlanarVAE, History]:
+    """Return a trained model and its history: from runs/ if this very run was made before, else by training it.
+
+    The files' name is a hash of all settings, the dtype, the pixels, and the code that trains (comments and docstrings
+    aside), so nothing stale is loaded. Takes `fit`'s settings, too. Prints one line, and leaves the random stream
+    seeded, the same either way. A run goes on where it was interrupted, or where a shorter one of a constant step
+    ended; on its way it keeps 1, 3, 10, 30, 100, ... epochs. Of two processes that want the same run one trains, one
+    waits. A folder that cannot be written to is read; what is not there is trained, and not kept.
+
+    Raises as `PlanarVAE` and `fit`, ValueError for a damaged file under runs/, and RuntimeError if the code that
+    trains was replaced after it was imported.
+    """
+    _check_images(images)
+    unknown = sorted(set(fit_settings) - set(FIT_DEFAULTS))
+    if unknown:
+        raise TypeError(f"train_or_load has no setting {unknown[0]!r}: those of fit are {', '.join(FIT_DEFAULTS)}")
+    K, D, hidden, seed = map(_plain, (K, D, hidden, seed))
+    check_int("seed", seed, least=0)
+    with torch.device("cpu"):  # whatever default device is in force
+        seed_all(seed)
+        model = PlanarVAE(d_x=images.train.shape[1], hidden=hidden, D=D, K=K, constraint=constraint)
+    model = model.to(pick_device())
+    fit_settings = {**FIT_DEFAULTS, **fit_settings, "epochs": epochs, "seed": seed}
+    _check_fit(model, images, **fit_settings)
+    settings = run_settings(model, images, **fit_settings)
+    run = Run(folder("runs"), run_name(settings), epochs)
+    if run.finished(epochs).is_file():  # read without the lock: it may lie on a disk that cannot be written to
+        history = _load(run, settings, model)
+    else:
+        with run.lock():
+            history = fit(model, images, checkpoint=run, progress=progress, **fit_settings)
+    seed_all(seed)  # whatever is drawn next does not depend on whether the model was trained or loaded
+    named = f"K = {K}" if K == 0 else f"K = {K}, {constraint} u_hat"
+    say(f"{named}: {epochs} epochs on {images.name}, seed {seed}, test ELBO {history.test.elbo[-1]:.2f} nats")
+    return model.eval(), history
+
+
+def epochs_for(images: Images) -> int:
+    """Return how many epochs the budget allows: on MNIST the post's 100 (full) or 3 (quick).
+
+    The digits are forty times fewer, so an epoch is forty times shorter: 400 and 100 there.
+    """
+    mnist = len(images.train) > 10_000
+    return by_budget(quick=3, full=100) if mnist else by_budget(quick=100, full=400)
+
+
+# What decides a trained model's numbers, and so its files' name. Listed by name: moving one is an error here.
+CODE = Code(
+    planar._constrain, planar._det, planar.planar_chain,
+    elbo.ElboTerms, elbo.bernoulli_log_likelihood, elbo.gaussian_log_density, elbo.standard_normal_log_density,
+    FlowPosterior.rsample, PlanarVAE.__init__, PlanarVAE._encode, PlanarVAE.elbo_terms,
+    to_float, seed_all, fit, mean_terms, drop_tiny,
+    LOG_E_MINUS_1=planar.LOG_E_MINUS_1, LOG_2PI=elbo.LOG_2PI,
+)  # fmt: skip
+FIT_DEFAULTS = {
+    name: inspect.signature(fit).parameters[name].default for name in ("batch_size", "lr", "weight_decay", "schedule")
+}
+
+
+def run_settings(
+    model: PlanarVAE, images: Images, epochs: int, batch_size: int, lr: float, weight_decay: float, schedule: str,
+    seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Return all that decides a run's numbers: equal settings are one run. Raise RuntimeError if code was replaced.
+
+    The epochs belong to it only if the step size depends on them: else a shorter run is the start of a longer one.
+    """
+    settings = {
+        **model.settings, "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "data": [images.name, *pixels_version(images.train, images.test)], "batch_size": _plain(batch_size),
+        "lr": float(lr), "weight_decay": float(weight_decay), "schedule": schedule, "seed": _plain(seed),
+        "code": CODE.version(),
+    }  # fmt: skip
+    return settings if schedule == "constant" else {**settings, "epochs": _plain(epochs)}
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's numbers as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_fit(
+    model: PlanarVAE, images: Images, epochs: int, batch_size: int, lr: float, weight_decay: float, schedule: str,
+    seed: int,
+) -> tuple[int, int, float, float, int]:  # fmt: skip
+    """Raise ValueError or TypeError for what cannot be trained with; return the numbers as Python's own."""
+    _check_images(images, model.d_x)
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError("model was made inside torch.inference_mode and cannot be trained: make it outside")
+    epochs, batch_size, lr, weight_decay, seed = map(_plain, (epochs, batch_size, lr, weight_decay, seed))
+    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        check_int(name, value, least)
+    for name, number in (("lr", lr), ("weight_decay", weight_decay)):
+        real = isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < math.inf
+        if not real or name == "lr" and number == 0:
+            raise ValueError(
+                f"{name} must be {'positive' if name == 'lr' else 'at least 0'} and finite, got {number!r}"
+            )
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+    return epochs, batch_size, lr, weight_decay, seed
+
+
+def _check_model(model: PlanarVAE) -> None:
+    if not isinstance(model, PlanarVAE):
+        wrapped = ": pass its .module" if isinstance(getattr(model, "module", None), PlanarVAE) else ""
+        raise TypeError(f"model must be a PlanarVAE, got {type(model).__name__}{wrapped}")
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+        raise TypeError(f"model must be float32 or float64, got {', '.join(sorted(map(str, dtypes)))}")
+
+
+def _check_images(images: Images, d_x: int | None = None) -> None:
+    if not isinstance(images, Images):
+        raise TypeError(f"images must be Images, as load_images returns them, got {type(images).__name__}")
+    for name in ("train", "test"):
+        _check_pixels(f"images.{name}", getattr(images, name), d_x)
+
+
+def _check_pixels(name: str, pixels: Tensor, d_x: int | None, least: int = 1) -> None:
+    if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
+        found = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise TypeError(f"{name} must be a tensor of uint8, got {found}")
+    if pixels.dim() != 2 or pixels.shape[1] != (d_x or pixels.shape[1]) or len(pixels) < least:
+        raise ValueError(f"{name} must have shape (N ≥ {least}, {d_x or 'd_x'}), got {tuple(pixels.shape)}")
+
+
+def _check_finite(means: Tensor, epoch: int, lr: float) -> None:
+    if not bool(torch.isfinite(means).all()):
+        raise FloatingPointError(f"the loss is not finite in epoch {epoch + 1}: lower lr (it is {lr})")
+
+
+def _load(run: Run, settings: dict[str, Any], model: PlanarVAE) -> History:
+    means: dict[str, list[Tensor]] = {}
+    restore(run.finished(run.asked), settings, model, means)
+    return _history(means)
+
+
+def _history(means: dict[str, list[Tensor]]) -> History:
+    return History(*(_as_terms(means[part]) for part in ("train", "test")))
+
+
 def _as_terms(means: list[Tensor]) -> ElboTerms:
     return ElboTerms(*torch.stack(means, dim=1))  # (4, epochs)
 
 
 def _progress_bar(start: int, epochs: int, means: dict[str, list[Tensor]], enabled: bool) -> Iterator[int]:
     """Yield the epochs; show a text bar in a terminal or notebook, and about ten plain lines in a log."""
-    live = sys.stderr.isatty() or _in_notebook()
+    open_stderr = sys.stderr is not None and not getattr(sys.stderr, "closed", False)  # pythonw has none
+    live = open_stderr and (sys.stderr.isatty() or _in_notebook())
     bar = tqdm(
         range(start, epochs), initial=start, total=epochs, desc="training", unit="epoch", leave=False,
         disable=not (enabled and live),
@@ -213,80 +308,10 @@ def _progress_bar(start: int, epochs: int, means: dict[str, list[Tensor]], enabl
         yield epoch
         train, test = (_as_terms(means[part][-1:]).elbo.item() for part in ("train", "test"))
         bar.set_postfix_str(f"ELBO train {train:.1f}, test {test:.1f}")
-        if enabled and not live and (epoch + 1) % max(epochs // 10, 1) == 0:
-            print(
-                f"epoch {epoch + 1} of {epochs}: ELBO train {train:.1f}, test {test:.1f} nats",
-                file=sys.stderr,
-            )
+        if enabled and open_stderr and not live and (epoch + 1) % max(epochs // 10, 1) == 0:
+            say(f"epoch {epoch + 1} of {epochs}: ELBO train {train:.1f}, test {test:.1f} nats", sys.stderr)
 
 
 def _in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-
-
-def _resume(checkpoint: str | Path | None, settings: dict, model: PlanarVAE, optimizer: Any, means: dict) -> int:
-    """Restore an unfinished run if there is one, and return the epoch to go on from."""
-    if checkpoint is None or not Path(checkpoint).is_file():
-        return 0
-    state = _load(Path(checkpoint), ("settings", "model", "optimizer", "means", "rng"))
-    if state["settings"] != settings:
-        raise ValueError(f"checkpoint {Path(checkpoint).name} is of another run: {state['settings']}, not {settings}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    means.update(state["means"])
-    cpu, *cuda = state["rng"]
-    torch.set_rng_state(cpu)
-    if cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(cuda)
-    return len(means["train"])
-
-
-def _rng_state() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-
-
-def _save(content: dict, path: str | Path) -> None:
-    """Write under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
-    path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as temporary:
-        try:
-            torch.save(content, temporary)
-            temporary.close()
-            os.replace(temporary.name, path)
-        except BaseException:
-            os.unlink(temporary.name)
-            raise
-
-
-def _load(path: Path, keys: tuple[str, ...], device: torch.device | None = None) -> dict:
-    """Read what `_save` wrote, or say which file is damaged."""
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        return {key: content[key] for key in keys}
-    except (UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"checkpoint {path} is damaged: delete it and train again") from error
-
-
-def _data_version(images: Images) -> list:
-    """Name and digest of the pixels: two data sets of one name are two."""
-    digests = [hashlib.sha256(part.cpu().numpy().tobytes()).hexdigest()[:16] for part in (images.train, images.test)]
-    return [images.name, *digests]
-
-
-# Whole modules, or the functions named.
-TRAINS = {"planar": (), "elbo": (), "vae": (), "train": ("fit", "mean_terms", "drop_tiny"), "data": ("to_float",)}
-
-
-def _code_version() -> str:
-    """Hash the code that decides a trained model and its history, without comments and docstrings."""
-    digest = hashlib.sha256()
-    for module, names in TRAINS.items():
-        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
-        if names:
-            tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-                node.body = node.body[1:]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()
