@@ -69,7 +69,8 @@ def bernoulli_log_likelihood(x: Tensor, logits: Tensor) -> Tensor:
     tensor([-1.3863])
     """
     check_densities(x=x, logits=logits)
-    return -F.binary_cross_entropy_with_logits(*torch.broadcast_tensors(logits, x), reduction="none").sum(dim=-1)
+    logits, x = torch.broadcast_tensors(logits, x)
+    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(dim=-1)
 
 
 def gaussian_log_density(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:

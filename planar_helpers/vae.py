@@ -5,7 +5,7 @@ to p: to generate, z ~ N(0, I) goes straight to the decoder.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +56,8 @@ class FlowPosterior:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "FlowPosterior":
         """Return the posterior with `function` applied to each of the five tensors."""
-        return FlowPosterior(*map(function, self.tensors), constraint=self.constraint)
+        mu, logvar, w, u, b = (function(tensor) for tensor in self.tensors)
+        return FlowPosterior(mu, logvar, w, u, b, self.constraint)
 
     def replace(self, **changes: Any) -> "FlowPosterior":
         """Return the posterior with the fields named changed, and the others, the constraint too, as they are."""
@@ -107,11 +108,16 @@ class FlowPosterior:
         return f"FlowPosterior(mu {tuple(mu.shape)}, w {tuple(w.shape)}, {mu.dtype}, constraint={self.constraint!r})"
 
 
+def _unflatten(tensors: Iterable[Any], constraint: str) -> FlowPosterior:
+    mu, logvar, w, u, b = tensors
+    return FlowPosterior(mu, logvar, w, u, b, constraint)
+
+
 # So that vmap, grad, export and their like take a posterior apart and put it together again, constraint included.
 pytree.register_pytree_node(
     FlowPosterior,
     lambda posterior: (list(posterior.tensors), posterior.constraint),
-    lambda tensors, constraint: FlowPosterior(*tensors, constraint=constraint),
+    _unflatten,
     serialized_type_name="planar_helpers.vae.FlowPosterior",
 )
 
