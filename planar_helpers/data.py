@@ -1,35 +1,22 @@
-"""The images: MNIST through torchvision, or scikit-learn's embedded digits; always bytes, 28 × 28 = 784 a row.
+"""The images: MNIST from wherever it lies, or scikit-learn's embedded digits; always bytes, 28 × 28 = 784 a row.
 
-MNIST is looked for in `root`, else in the folder that PLANAR_DATA names, else in data/ at the repository's root.
+MNIST is looked for in `root`, else in the folder that PLANAR_DATA names, else in data/: in the folder itself, in its
+MNIST/raw, raw and MNIST, under the names that torchvision, the original site and archives give the four files,
+packed (.gz) or not. What is in a file decides, by its checksum.
 """
 
-import contextlib
-import hashlib
 import os
-import socket
-import tempfile
-import threading
-import urllib.request
-from collections.abc import Iterator
-from http.client import HTTPException
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import MNIST
-from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.transforms.v2 import functional as transforms
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-DOWNLOAD_TIMEOUT = 5.0  # seconds for a first answer, and seconds of silence later on
-MNIST_MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
+from planar_helpers.download import MNIST_MD5, download_mnist, is_right, keep_mnist, unpack
+from planar_helpers.run import folder, say
 
 
 class Images(NamedTuple):
@@ -58,22 +45,29 @@ def load_images(name: str = "auto", root: str | Path | None = None) -> Images:
     """
     if name not in ("auto", "mnist", "digits"):
         raise ValueError(f'name must be "auto", "mnist" or "digits", got {name!r}')
-    folder = _data_folder(root)
+    place = _data_folder(root)
     if name == "digits":
         return _announce(_load_digits())
-    if not _has_mnist(folder):
-        try:
-            _download_mnist(folder)
-        except (OSError, RuntimeError, HTTPException) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if name == "mnist":
-                raise FileNotFoundError(
-                    f"root {folder} holds no MNIST and it could not be downloaded ({reason}): "
-                    "put the four files into its MNIST/raw, or name a folder that has them there in PLANAR_DATA"
-                ) from error
-            print("MNIST is neither on disk nor to be downloaded: falling back to the embedded digits")
-            return _announce(_load_digits())
-    return _announce(_load_mnist(folder))
+    found = _find_mnist(place)
+    missing = [file for file in MNIST_MD5 if not found[file]]
+    if not missing:
+        return _announce(_as_images({file: _read(file, paths) for file, paths in found.items()}))
+    lacking = f"{place} holds no MNIST" if len(missing) == 4 else f"MNIST in {place} lacks {', '.join(missing)}"
+    try:
+        contents = download_mnist()
+    except OSError as error:
+        if name == "mnist":
+            raise FileNotFoundError(
+                f"root {lacking}, and it could not be downloaded ({error}): put the four files there, packed or not, "
+                "or name a folder that has them in PLANAR_DATA"
+            ) from error
+        say(f"{lacking}, and it could not be downloaded ({error}): falling back to the embedded digits")
+        return _announce(_load_digits())
+    try:
+        keep_mnist(place, contents)
+    except OSError as error:
+        say(f"MNIST was downloaded, but {place} cannot be written to ({error.strerror}): it is not kept")
+    return _announce(_as_images(contents))
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -96,102 +90,90 @@ def binarise(images: Images, seed: int = 0) -> Images:
     >>> data.train.unique().tolist(), data.name
     ([0, 255], 'grey, binarised')
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     train, test = (
-        (torch.rand(part.shape, generator=generator) < to_float(part)).byte() * 255
+        (torch.rand(part.shape, generator=generator, dtype=torch.float32, device="cpu") < to_float(part.cpu())).byte()
+        * 255
         for part in (images.train, images.test)
     )
     return images._replace(train=train, test=test, name=f"{images.name}, binarised")
 
 
 def _announce(images: Images) -> Images:
-    print(f"{images.name}: {len(images.train)} training and {len(images.test)} test images")
+    say(f"{images.name}: {len(images.train)} training and {len(images.test)} test images")
     return images
 
 
 def _data_folder(root: str | Path | None) -> Path:
-    """Return the folder to look in; only the repository's own data/ may be missing (and be created later)."""
-    source = "root"
-    if root is None:
-        root, source = os.environ.get("PLANAR_DATA") or None, "PLANAR_DATA"
-    if root is None:
-        return REPOSITORY / "data"
-    if not Path(root).is_dir():
-        raise FileNotFoundError(f"{source} must name an existing folder, got {str(root)!r}")
-    return Path(root)
+    """Return the folder to look in; only the default, data/, may be missing (and be created later)."""
+    source = "root" if root is not None else "PLANAR_DATA" if os.environ.get("PLANAR_DATA") else ""
+    place = folder("data") if root is None else Path(root).expanduser()
+    if source and not place.is_dir():
+        raise FileNotFoundError(f"{source} must name an existing folder, got {str(place)!r}")
+    return place
 
 
-def _has_mnist(folder: Path) -> bool:
-    return all((folder / "MNIST" / "raw" / file).is_file() for file in MNIST_MD5)
+def _find_mnist(place: Path) -> dict[str, list[Path]]:
+    """Return all files that bear the name of one of the four, by that name; unpacked before packed."""
+    found: dict[str, list[Path]] = {name: [] for name in MNIST_MD5}
+    for path in (path for looked_in in _places(place) for path in sorted(looked_in.iterdir())):
+        name = _plain_name(path)
+        if name in found:  # some archives put each file into a folder of its own name
+            inside = [file for file in path.iterdir() if _plain_name(file) == name] if path.is_dir() else [path]
+            found[name] += [file for file in inside if file.is_file()]
+    return {name: sorted(paths, key=lambda path: path.suffix.lower() == ".gz") for name, paths in found.items()}
 
 
-def _load_mnist(folder: Path) -> Images:
-    for file, md5 in MNIST_MD5.items():
-        path = folder / "MNIST" / "raw" / file
-        if hashlib.md5(path.read_bytes()).hexdigest() != md5:
-            raise ValueError(f"root holds a damaged {file} (its checksum differs): delete {path} and load again")
-    # torchvision's readers, not its MNIST class: that would take files of MNIST/processed in place of those checked
-    readers = (read_image_file, read_label_file, read_image_file, read_label_file)
-    train, train_labels, test, test_labels = (
-        read(str(folder / "MNIST" / "raw" / file)) for read, file in zip(readers, MNIST_MD5, strict=True)
-    )
-    return Images(train.flatten(1), train_labels, test.flatten(1), test_labels, "MNIST")
+def _places(place: Path) -> list[Path]:
+    """Return the folder's MNIST/raw, MNIST, raw and itself, as far as they are there, in upper or lower case."""
+    if not place.is_dir():
+        return []
+    below = [path for path in sorted(place.iterdir()) if path.name.lower() in ("mnist", "raw") and path.is_dir()]
+    deeper = [path for one in below for path in sorted(one.iterdir()) if path.name.lower() == "raw" and path.is_dir()]
+    return [*deeper, *below, place]
 
 
-def _download_mnist(folder: Path) -> None:
-    """Download into a temporary folder beside the target, then rename: an interrupted download leaves nothing."""
-    _await_an_answer()
-    folder.mkdir(exist_ok=True)
-    with (
-        _socket_timeout(DOWNLOAD_TIMEOUT),
-        tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary,
-    ):
-        MNIST(temporary, train=True, download=True)
-        for file in (Path(temporary) / "MNIST" / "raw").glob("*.gz"):
-            file.unlink()
-        target = folder / "MNIST" / "raw"
-        target.mkdir(parents=True, exist_ok=True)
-        for file in MNIST_MD5:
-            os.replace(Path(temporary) / "MNIST" / "raw" / file, target / file)
+def _plain_name(path: Path) -> str:
+    """Return the name as torchvision spells it: train-images.idx3-ubyte.gz is train-images-idx3-ubyte."""
+    return path.name.lower().removesuffix(".gz").replace(".", "-").replace("_", "-")
 
 
-def _await_an_answer() -> None:
-    """Raise OSError unless a server answers within DOWNLOAD_TIMEOUT, however many addresses and mirrors there are."""
-    answered: list[str] = []
-
-    def ask() -> None:
-        for mirror in MNIST.mirrors:
-            with contextlib.suppress(OSError, HTTPException):
-                address = mirror + MNIST.resources[0][0]
-                with urllib.request.urlopen(address, timeout=DOWNLOAD_TIMEOUT) as answer:
-                    answered.append(answer.read(1).hex())
-                return
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(DOWNLOAD_TIMEOUT)
-    if not answered:
-        raise OSError("no server answered" + (f" within {DOWNLOAD_TIMEOUT:g} seconds" if thread.is_alive() else ""))
+def _read(name: str, paths: list[Path]) -> bytes:
+    """Return the unpacked content of the first file with the right checksum."""
+    for path in paths:
+        try:
+            content = unpack(path.read_bytes())
+        except OSError as error:
+            if isinstance(error, PermissionError):
+                raise
+            continue
+        if is_right(name, content):
+            return content
+    raise ValueError(f"root holds a damaged {name}, or another data set's (its checksum differs): delete {paths[0]}")
 
 
-@contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def _as_images(contents: dict[str, bytes]) -> Images:
+    train, train_labels, test, test_labels = (_from_idx(contents[name]) for name in MNIST_MD5)
+    return Images(train.flatten(1), train_labels.long(), test.flatten(1), test_labels.long(), "MNIST")
 
 
+def _from_idx(content: bytes) -> Tensor:
+    """Return the bytes of an IDX file as an array: two zeros, type, number of sizes, the sizes, the values."""
+    sizes = struct.unpack_from(f">{content[3]}I", content, offset=4)
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(sizes))
+    return torch.from_numpy(values.reshape(sizes).copy())
+
+
+@torch.inference_mode(False)
 def _load_digits() -> Images:
     from sklearn.datasets import load_digits  # a slow import, needed only here
 
     bunch = load_digits()
     scans = torch.from_numpy(bunch.images).float().clamp(0, 16) * (255 / 16)  # (1797, 8, 8), grey levels 0..16
-    enlarged = transforms.resize(scans.unsqueeze(1), [20, 20], antialias=True)
+    with torch.device("cpu"), torch.autocast("cpu", enabled=False):  # whatever is in force
+        enlarged = transforms.resize(scans.unsqueeze(1), [20, 20], antialias=True)
     padded = transforms.pad(enlarged, [4, 4, 4, 4]).round().clamp(0, 255).byte().flatten(1)  # (1797, 784)
     labels = torch.from_numpy(bunch.target.astype(np.int64))
-    order = torch.randperm(len(padded), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(padded), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     train, test = order[:1497], order[1497:]
     return Images(padded[train], labels[train], padded[test], labels[test], "digits")

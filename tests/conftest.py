@@ -1,4 +1,4 @@
-"""Shared fixtures: the smallest honest model and data, and no test that writes into figures/."""
+"""Shared fixtures: the smallest honest model and data, and no test that writes into figures/ or runs/."""
 
 from pathlib import Path
 
@@ -15,8 +15,9 @@ settings.load_profile("planar")
 
 
 @pytest.fixture(autouse=True)
-def _away_from_the_gallery(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _away_from_figures_and_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PLANAR_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setenv("PLANAR_RUNS", str(tmp_path / "runs"))
     torch.manual_seed(0)
 
 
