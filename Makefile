@@ -1,52 +1,81 @@
 # Two commands do everything: `make figures` and `make test`. `make help` lists the rest.
 SHELL := /bin/bash
+# quick or full
 BUDGET ?= quick
-VENV := .venv
-BIN := $(VENV)/bin
+# one or more notebooks, such as ONLY=08 or ONLY=01,02; all if empty
+ONLY ?=
+# how many notebooks, or tests, at a time; each takes one thread
+JOBS ?= 2
+VENV ?= .venv
+BIN ?= $(VENV)/bin
 # The newest Python ≥ 3.11 under a usual name; `make PYTHON=/path/to/python3.12 ...` overrides.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 # `make LOCKED=1 ...` installs the very versions behind the stored outputs.
+# `make CPU='--index-url ...' ...` installs PyTorch from its own CPU wheels, small and without GPU libraries.
+CPU ?=
 PIN := $(if $(LOCKED),-c constraints.txt,)
-JOBS ?= 2
+# Where tests draw: never into the gallery.
+BUILD := $(or $(PLANAR_FIGURES),$(CURDIR)/build)
+# A search path or a backend of the user's own reaches no test and no notebook.
+CLEAN := env -u PYTHONPATH -u PYTHONWARNINGS -u MPLBACKEND OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help figures test lab notebooks bench browser clean
+.PHONY: help environment figures test lab notebooks readme bench mutants browser clean
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/:.*## /\t/' | expand -t 12
 
-figures: $(VENV)/.installed  ## Run every notebook and write the figures (BUDGET=quick or full)
-	PLANAR_BUDGET=$(BUDGET) $(BIN)/python notebooks/execute.py
+figures: environment  ## Run the notebooks and write the figures (BUDGET=quick or full, ONLY=08, JOBS=2)
+	PLANAR_BUDGET="$(BUDGET)" "$(BIN)/python" notebooks/execute.py --jobs "$(JOBS)" $(ONLY)
 
-test: $(VENV)/.installed  ## Lint, tests, doctests, and the notebooks under nbval at the quick budget
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist=loadfile tests planar_helpers
-	OMP_NUM_THREADS=1 PLANAR_BUDGET=quick PLANAR_FIGURES=$(CURDIR)/build/test-figures $(BIN)/python -m pytest -q \
-		-n $(JOBS) --dist=loadfile --nbval-lax --nbval-cell-timeout=600 -p no:cacheprovider notebooks
+test: environment  ## Lint, types, tests, doctests, and the notebooks under nbval at the quick budget
+	"$(BIN)/ruff" check --no-cache . && "$(BIN)/ruff" format --no-cache --check .
+	$(CLEAN) "$(BIN)/python" -m mypy --cache-dir="$(BUILD)/mypy" planar_helpers
+	$(CLEAN) "$(BIN)/python" -m pytest -q -n "$(JOBS)" --dist=loadfile -p no:cacheprovider tests planar_helpers
+	$(CLEAN) PLANAR_BUDGET=quick PLANAR_FIGURES="$(BUILD)/test-figures" "$(BIN)/python" -m pytest -q \
+		-n "$(JOBS)" --dist=loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider notebooks
 
-lab: $(VENV)/.installed  ## Open JupyterLab on notebook 00
-	PLANAR_BUDGET=$(BUDGET) $(BIN)/jupyter lab notebooks/00_start_here.ipynb
+lab: environment  ## Open JupyterLab on copies of the notebooks, in my_notebooks/
+	PLANAR_BUDGET="$(BUDGET)" "$(BIN)/python" notebooks/lab.py
 
-notebooks: $(VENV)/.installed  ## For maintainers: execute in place at the full budget, clean, for committing
-	PLANAR_BUDGET=full $(BIN)/python notebooks/execute.py --in-place
+notebooks: environment  ## For maintainers: execute in place at the full budget, clean, for committing (ONLY=08, JOBS=2)
+	PLANAR_BUDGET=full "$(BIN)/python" notebooks/execute.py --in-place --jobs "$(JOBS)" $(ONLY)
 
-bench: $(VENV)/.installed  ## Compare speeds in one run, as ratios
-	$(BIN)/python tests/bench.py
+readme: environment  ## State the stored numbers and minutes in the READMEs and the notebooks again
+	"$(BIN)/python" notebooks/restate.py
 
-browser: $(VENV)/.installed  ## Move the panel of notebook 02 in a real JupyterLab (needs Chromium)
-	$(BIN)/pip install -qq -e ".[browser]"
-	$(BIN)/python tests/browser_panel.py
+bench: environment  ## Compare speeds in one run, as ratios
+	"$(BIN)/python" tests/bench.py
 
-clean:  ## Remove the environment, build/ and trained models
-	rm -rf $(VENV) build runs
+mutants: environment  ## Change the package in small ways and see a test fail for each
+	$(CLEAN) "$(BIN)/python" tests/mutants.py
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+browser: environment  ## Move the panel of notebook 02 in a real JupyterLab (needs Chromium)
+	"$(BIN)/python" -m pip install -qq -e ".[browser]"
+	"$(BIN)/python" tests/browser_panel.py
+
+clean:  ## Remove the environment, build/ and trained models; my_notebooks/ stays
+	rm -rf "$(VENV)" build runs
+
+# The stamp is a file, asked for by the shell: make itself cannot name a path with a blank in it.
+environment:
+	@if [ "$(BIN)" = "$(VENV)/bin" ] && ! [ "$(VENV)/.installed" -nt pyproject.toml -a "$(VENV)/.installed" -nt constraints.txt ]; \
+		then $(MAKE) --no-print-directory install; fi
+
+.PHONY: install
+install:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found: install it, or name it with make PYTHON=..."; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "$(PYTHON) lacks venv: install it (Debian, Ubuntu: apt install python3-venv) and run make again"; exit 1; }
 	@echo "Creating $(VENV) and installing (PyTorch is large: a minute or several)"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq $(PIN) -e ".[test]"
-	@touch $@
+	"$(PYTHON)" -m venv "$(VENV)"
+	"$(VENV)/bin/python" -m pip install -qq --upgrade pip
+	@if [ -n "$(CPU)" ] && ! "$(VENV)/bin/python" -c 'import torch' 2>/dev/null; then \
+		if [ "$(CPU)" = 1 ]; then echo "CPU=1: the small PyTorch is not on the ordinary index. On PyTorch's page \"Get started\", choose Pip"; \
+			echo "and CPU, and give make what the line there has after the packages' names: make CPU='--index-url ...' figures"; exit 1; \
+		else "$(VENV)/bin/python" -m pip install -qq $(PIN) torch torchvision $(CPU); fi; fi
+	@if [ -w . ]; then "$(VENV)/bin/python" -m pip install -qq $(PIN) -e ".[test,lab]"; \
+		else copy=$$(mktemp -d) && cp -r pyproject.toml README.md LICENSE planar_helpers "$$copy" && \
+			"$(VENV)/bin/python" -m pip install -qq $(PIN) "$$copy[test,lab]" && rm -rf "$$copy"; fi
+	@touch "$(VENV)/.installed"

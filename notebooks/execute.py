@@ -1,44 +1,145 @@
-"""Execute the notebooks in order, each in a fresh kernel: copies under build/ (`make figures`), or in place.
+"""Execute the notebooks, side by side, one thread each: copies under build/ (`make figures`), or in place.
 
 In place (`make notebooks`) is for committing: at the full budget, on MNIST, and cleaned so that a second run gives
-the same bytes. A notebook is written only when it has run to its end.
+the same bytes. A notebook is written only when it has run to its end. What the user's own surroundings hold, settings
+of Matplotlib and IPython, kernels, a search path, reaches no kernel.
 """
 
 import argparse
-import json
 import os
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "figures" / "results"
+ROOT = HERE.parent
+sys.path[:0] = [str(ROOT), str(HERE)]  # the package beside the notebooks, installed or not
+import restate  # noqa: E402
+
+from planar_helpers import results, run  # noqa: E402
+
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+KEPT = ("tags", "alt")  # of a cell's metadata
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+FIRST = ("08", "07", "00", "09", "04", "06")  # the longest first, so that side by side all end together
 
 
-def execute(path: Path) -> nbformat.NotebookNode:
+class Lost(Exception):
+    """A notebook came out with fewer figures than are stored in it."""
+
+
+class OwnKernel(NotebookClient):
+    """Runs the notebook under this very interpreter, whatever kernels are installed in the user's home."""
+
+    def create_kernel_manager(self) -> AsyncKernelManager:
+        """Return a manager that knows no kernel but ipykernel's own."""
+        own = KernelSpecManager(kernel_dirs=[], ensure_native_kernel=True)
+        connection = str(Path(self.resources["folder"]) / "kernel.json")
+        self.km = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=own, connection_file=connection)
+        return self.km
+
+
+class Progress:
+    """What is running, cell by cell: on a terminal a line for each running notebook, in a log a line now and then."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.begun, self.lines, self.said = total, 0, {}, {}
+        self.terminal, self.lock = sys.stdout.isatty(), threading.Lock()
+
+    def begin(self, stem: str) -> str:
+        """Count a notebook that starts, and return its name for the other lines."""
+        with self.lock:
+            self.begun += 1
+            name = f"[{self.begun}/{self.total}] {stem}"
+        self.say(name, "starts")
+        return name
+
+    def say(self, name: str, text: str, last: bool = False) -> None:
+        """Show where a notebook stands; the last line of each stays."""
+        with self.lock:
+            if not self.terminal:
+                if last or time.monotonic() - self.said.get(name, -60) >= 30:
+                    self.said[name] = time.monotonic()
+                    print(f"{name}: {text}", flush=True)
+                return
+            up = f"\x1b[{len(self.lines)}A" if self.lines else ""
+            self.lines[name] = text
+            stays = f"\x1b[K{name}: {self.lines.pop(name)}\n" if last else ""
+            running = "".join(f"\x1b[K{each}: {where}\n" for each, where in self.lines.items())
+            print(f"{up}{stays}{running}\x1b[J", end="", flush=True)
+
+
+def surroundings(folder: str) -> dict[str, str]:
+    """The environment of a kernel: the user's, less what would change the outputs; folders as absolute paths."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONWARNINGS", "PYTHONSTARTUP")}
+    for name in ("PLANAR_DATA", "PLANAR_RUNS", "PLANAR_FIGURES", "PLANAR_RESULTS"):
+        if kept.get(name):
+            kept[name] = str(Path(kept[name]).expanduser().absolute())  # the kernel works in another folder
+    search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {
+        **kept, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": search, "PYTHONUTF8": "1", "IPYTHONDIR": folder,
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }  # fmt: skip
+
+
+def execute(path: Path, progress: Progress, running: list[NotebookClient]) -> nbformat.NotebookNode:
     """Run one notebook in its own folder and return it, clean: no timestamps, progress bars or widget state."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook,
-        timeout=None,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(HERE)}},
-        record_timing=False,
-        store_widget_state=False,
-        coalesce_streams=True,
-        extra_arguments=["--log-level=ERROR"],  # not its notice that it listens on this machine
-    ).execute()
+    before, name, start = figures_in(notebook), progress.begin(path.stem), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="planar-") as folder:
+        client = OwnKernel(
+            notebook,
+            timeout=None,
+            resources={"metadata": {"path": str(HERE)}, "folder": folder},
+            record_timing=False,
+            store_widget_state=False,
+            coalesce_streams=True,
+            extra_arguments=["--log-level=ERROR"],  # not its notice that it listens on this machine
+            on_cell_start=lambda cell, cell_index: progress.say(
+                name, f"cell {cell_index + 1} of {len(notebook.cells)}"
+            ),
+        )
+        running.append(client)
+        try:
+            client.execute(env=surroundings(folder))
+        except (CellExecutionError, DeadKernelError) as error:
+            progress.say(name, f"failed after {time.monotonic() - start:.0f} s\n{error}", last=True)
+            raise
+        finally:
+            running.remove(client)
+    clean(notebook)
+    if figures_in(notebook) < before:
+        progress.say(name, "failed: figures were lost", last=True)
+        raise Lost(
+            f"{path.name} holds {before} figures and this run gave {figures_in(notebook)}; if one was taken out on "
+            "purpose, clear the notebook's outputs first"
+        )
+    progress.say(name, f"{time.monotonic() - start:.0f} s", last=True)
+    return notebook
+
+
+def clean(notebook: nbformat.NotebookNode) -> None:
+    """Drop what differs from run to run; give each image the alternative text that its cell's metadata holds."""
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {})
+        cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in KEPT if cell.metadata.get(key)})
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not is_widget(o)]
-    return notebook
+            for output in cell.outputs if "alt" in cell.metadata else []:
+                for kind in output.get("data", {}):
+                    if kind.startswith("image/"):
+                        output.metadata[kind] = {**output.metadata.get(kind, {}), "alt": cell.metadata.alt}
 
 
 def is_widget(output: nbformat.NotebookNode) -> bool:
@@ -46,57 +147,104 @@ def is_widget(output: nbformat.NotebookNode) -> bool:
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
-def stored_numbers(since: float = 0.0) -> dict[str, tuple[float, float]]:
-    """The results in figures/results written at time `since` or later: name -> (value, tolerance)."""
-    return {
-        f"{path.stem}: {name}": (entry["value"], entry["tolerance"])
-        for path in sorted(RESULTS.glob("*.json"))
-        if path.stat().st_mtime >= since
-        for name, entry in json.loads(path.read_text(encoding="utf-8"))["numbers"].items()
-    }
+def figures_in(notebook: nbformat.NotebookNode) -> int:
+    """How many pictures the outputs hold."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum(kind.startswith("image/") for output in outputs for kind in output.get("data", {}))
 
 
-def compare_numbers(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> list[str]:
-    """Say how many of the stored numbers this run made again, and which of those missed their tolerance."""
-    again = [name for name in before if name in after]
-    missed = [name for name in again if not abs(after[name][0] - before[name][0]) <= before[name][1]]
-    return [
-        f"figures/results: {len(again)} of {len(before)} numbers made again, {len(missed)} outside their tolerance",
-        *(f"  {name}: {after[name][0]} now, {before[name][0]} ± {before[name][1]} before" for name in missed),
-    ]
+@contextmanager
+def stopping(pool: ThreadPoolExecutor, running: list[NotebookClient]) -> Iterator[None]:
+    """If the block is interrupted, stop the kernels that still run, so that nothing is left behind."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for client in list(running):
+            process = getattr(getattr(client.km, "provisioner", None), "process", None)
+            if process is not None:
+                process.kill()
+        raise
+
+
+def execute_all(paths: list[Path], target: Path, jobs: int) -> tuple[dict[str, float], list[str]]:
+    """Run the notebooks, `jobs` at a time; return the minutes of those that ran to their end, and what was wrong."""
+    progress, running, minutes, wrong = Progress(len(paths)), [], {}, []
+
+    def one(path: Path) -> None:
+        start = time.monotonic()
+        try:
+            notebook = execute(path, progress, running)
+        except (CellExecutionError, DeadKernelError):
+            wrong.append(f"{path.stem} failed")
+        except Lost as error:
+            wrong.append(str(error))
+        else:
+            with run.replacing(target / path.name) as temporary:
+                temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
+            minutes[path.stem] = (time.monotonic() - start) / 60
+
+    with ThreadPoolExecutor(jobs) as pool, stopping(pool, running):
+        for future in [pool.submit(one, path) for path in paths]:
+            future.result()
+    return minutes, wrong
 
 
 def main() -> int:
-    """Run the notebooks named (all by default); return 1 if one fails."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the notebooks named (all by default); return 1 if one fails, or if a stored number is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="stems or numbers, such as 07; all by default")
     parser.add_argument("--in-place", action="store_true", help="write back into notebooks/, for committing")
+    parser.add_argument("--jobs", type=int, default=2, help="how many notebooks at a time (default 2)")
+    parser.add_argument("--record", action="store_true", help="record the minutes, as --in-place does at full budget")
+    parser.add_argument("--minutes", action="store_true", help="only state the recorded minutes where they are quoted")
     arguments = parser.parse_args()
-    paths = [
-        path for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb"))
-        if not arguments.names or any(path.stem.startswith(name) for name in arguments.names)
-    ]  # fmt: skip
-    if not paths:
-        parser.error(f"names must be of notebooks in {HERE.name}/, got {arguments.names}")
-    target = HERE if arguments.in_place else HERE.parent / "build" / "notebooks"
-    target.mkdir(parents=True, exist_ok=True)
-    begin, clock, before = time.monotonic(), time.time(), stored_numbers()
-    for number, path in enumerate(paths, 1):
-        print(f"[{number}/{len(paths)}] {path.stem} ...", end=" ", flush=True)
-        start = time.monotonic()
-        try:
-            notebook = execute(path)
-        except CellExecutionError as error:
-            print(f"failed after {time.monotonic() - start:.0f} s\n{error}", file=sys.stderr)
-            return 1
-        temporary = target / f".{os.getpid()}-{path.name}"
-        nbformat.write(notebook, temporary)
-        os.replace(temporary, target / path.name)
-        print(f"{time.monotonic() - start:.0f} s", flush=True)
-    if os.environ.get("PLANAR_BUDGET") == "full":
-        print("\n".join(compare_numbers(before, stored_numbers(since=clock))))
-    print(f"done in {(time.monotonic() - begin) / 60:.1f} minutes")
-    return 0
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a console that knows no û still shows the rest
+    if arguments.minutes:
+        return restate.main([])
+    names = tuple(name for words in arguments.names for name in words.split(","))
+    paths = [path for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")) if not names or path.stem.startswith(names)]
+    unknown = [name for name in names if not any(path.stem.startswith(name) for path in paths)]
+    if unknown or arguments.jobs < 1:
+        parser.error(
+            f"names must be of notebooks in {HERE.name}/, and jobs at least 1, got {unknown or arguments.jobs}"
+        )
+    paths.sort(key=lambda path: FIRST.index(path.name[:2]) if path.name[:2] in FIRST else len(FIRST))
+    full = run.budget() == "full"
+    target = HERE if arguments.in_place else copies()
+    begin, clock, (before, whose) = (
+        time.monotonic(),
+        time.time(),
+        results.committed_numbers(ROOT / "figures" / "results"),
+    )
+    minutes, wrong = execute_all(paths, target, arguments.jobs)
+    total = (time.monotonic() - begin) / 60
+    if full:
+        lines, missed = results.compare_numbers(before, results.stored_numbers(since=clock))
+        print("\n".join([*lines, f"  (compared with {whose})"]))
+        wrong += [f"{missed} stored numbers missed their tolerance"] * bool(missed)
+    if (arguments.record or (arguments.in_place and full)) and not wrong:
+        restate.record(run.budget(), minutes, total, arguments.jobs)
+        restate.main([])
+    print(f"done in {total:.1f} minutes: {len(minutes)} of {len(paths)} notebooks, in {shown(target)}")
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def copies() -> Path:
+    """Where executed copies go: build/notebooks, or a folder beside the figures if PLANAR_FIGURES moves them."""
+    return (
+        run.folder("figures").absolute() / "notebooks"
+        if os.environ.get("PLANAR_FIGURES")
+        else ROOT / "build" / "notebooks"
+    )
+
+
+def shown(path: Path) -> str:
+    """The path as the user would type it at the root."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 if __name__ == "__main__":
