@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from torch.distributions import Transform, constraints
 
 CONSTRAINTS = ("paper", "shifted")
@@ -35,8 +36,8 @@ def constrain_u(w: Tensor, u: Tensor, constraint: str = "shifted") -> Tensor:
     ‖w‖ ≥ 1e-6; where 1/‖w‖² would come near overflow (‖w‖ < 7e-16 in float32) w counts as 0. The shifted û stays
     bounded, its gradient grows like 1/‖w‖ only (w counts as 0 for ‖w‖ < 7e-35 in float32).
 
-    Raises ValueError for an unknown constraint or shapes that do not fit, TypeError for a dtype that is not one
-    floating type.
+    Raises ValueError for an unknown constraint or shapes that do not fit, TypeError unless both are float32
+    or both float64.
 
     Source: Rezende & Mohamed 2015, appendix A.1 (the paper's m). Derived in: notebooks/03_u_hat_constraint,
     section "What is the smallest change of u that keeps the step invertible?".
@@ -88,7 +89,8 @@ def planar_step(z: Tensor, w: Tensor, u: Tensor, b: Tensor, slack: Tensor | None
     The second form has no cancellation where slack → 0. Pass `slack` if it is known better than 1 + wᵀu can be
     recomputed. Without it the step may fold: nothing here asks that f be invertible.
 
-    Shapes: z, w, u (..., D), b and slack (...,); returns z_next (..., D), ladj (...,), in nats.
+    Shapes: z, w, u (..., D), b and slack (...,); returns z_next (..., D), ladj (...,), in nats. Raises TypeError and
+    ValueError for dtypes and devices, as `planar_chain`.
 
     Source: Rezende & Mohamed 2015, equations (10) to (12). Derived in: notebooks/02_planar_flow, section
     "What is the determinant?".
@@ -97,6 +99,7 @@ def planar_step(z: Tensor, w: Tensor, u: Tensor, b: Tensor, slack: Tensor | None
     >>> planar_step(z, w, u, b)[1].exp().item()  # 1 + wᵀu at the hyperplane
     3.0
     """
+    _check_tensors(z=z, w=w, u=u, b=b, **({} if slack is None else {"slack": slack}))
     if slack is None:
         slack = 1 + (w * u).sum(dim=-1)
     a = (w * z).sum(dim=-1) + b
@@ -120,8 +123,8 @@ def planar_chain(z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = 
     Shapes: z0 (..., D), w and u (..., K, D), b (..., K), batch shapes broadcast; returns zK (..., D) and
     sum_ladj (...,), in nats. K = 0 is the identity.
 
-    Raises ValueError for shapes that do not fit, D < 1 or an unknown constraint, TypeError for mixed or
-    non-floating dtypes.
+    Raises ValueError for shapes that do not fit, D < 1, an unknown constraint or mixed devices, TypeError unless all
+    are float32 or all float64 (under torch.autocast too: half precision is too coarse for log|det|).
 
     Source: Rezende & Mohamed 2015, equation (13). Derived in: notebooks/02_planar_flow, section
     "What happens when K steps follow one another?".
@@ -151,8 +154,8 @@ def planar_inverse(zK: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str 
         a + wᵀû tanh(a) = a′     strictly increasing in a, with its root within |wᵀû| of a′
         z = y − û tanh(a)
 
-    solved by Newton's method inside that bracket. First derivatives come from the implicit function theorem;
-    asking for a second derivative is an error. f(f⁻¹(y)) = y up to rounding times the chain's own
+    solved by Newton's method inside that bracket. Derivatives of every order come from the implicit function
+    theorem, in either direction and under `torch.func` too. f(f⁻¹(y)) = y up to rounding times the chain's own
     amplification: a step with wᵀû = 1000 magnifies an error up to a thousandfold.
 
     Shapes, convention and errors as `planar_chain`. Source: the bracket is that of TuringLang/Bijectors.jl,
@@ -168,44 +171,88 @@ def planar_inverse(zK: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str 
     z = zK.expand(*batch, zK.shape[-1])
     steps = zip(w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), slack.unbind(-1), strict=True)
     for w_k, u_hat_k, b_k, slack_k in reversed(list(steps)):
-        a = _SolveAlongW.apply((w_k * z).sum(dim=-1) + b_k, slack_k.expand(batch))
+        a = _solve_along_w((w_k * z).sum(dim=-1) + b_k, slack_k.expand(batch))
         z = z - u_hat_k * torch.tanh(a).unsqueeze(-1)
     return z
 
 
 class _SolveAlongW(torch.autograd.Function):
-    """Solve a + (slack − 1) tanh(a) = target for a; shapes (...,), broadcast already."""
+    """Solve a + (slack − 1) tanh(a) = target for a, elementwise; target and slack have one shape (...,).
+
+    The derivatives are those of the implicit function theorem, with det = h² + slack h′ of `_det`, h = tanh(a):
+
+        ∂a/∂target = 1/det,     ∂a/∂slack = −h/det
+
+    Both are functions of a and slack, so they can be differentiated in their turn.
+    """
 
     @staticmethod
-    def forward(ctx, target: Tensor, slack: Tensor) -> Tensor:
-        m = slack - 1
-        lo, hi = target - m.abs(), target + m.abs()
-        # g is odd, so take target ≥ 0. There Newton's method is monotone from target/(1 + m) for m > 0
-        # (g concave) and from target − m for m < 0 (g convex); the bracket only guards against rounding.
-        a = torch.where(m > 0, target / slack.clamp(min=1), target - m * target.sign())
-        rounding = torch.finfo(target.dtype).eps
-        for _ in range(200):
-            h = torch.tanh(a)
-            residual = a + m * h - target
-            lo, hi = torch.where(residual < 0, a, lo), torch.where(residual > 0, a, hi)
-            newton = a - residual / (h**2 + slack * (1 - h**2))
-            a_next = torch.where((newton >= lo) & (newton <= hi), newton, (lo + hi) / 2)
-            # Done where the equation holds to rounding, or where a no longer moves.
-            solved = residual.abs() <= 2 * rounding * (a.abs() + (m * h).abs())
-            still = (a_next - a).abs() <= 4 * rounding * a.abs()
-            a = torch.where(residual == 0, a, a_next)
-            if bool((solved | still).all()):
-                break
-        ctx.save_for_backward(a, slack)
-        return a
+    def forward(target: Tensor, slack: Tensor) -> Tensor:
+        return _root_along_w(target, slack)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output, inputs[1])
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         a, slack = ctx.saved_tensors
+        grad_target = grad / _det(a, slack)
+        return grad_target, -torch.tanh(a) * grad_target
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], *inputs: Tensor) -> tuple[Tensor, int]:
+        target, slack = (t if d is None else t.movedim(d, 0) for t, d in zip(inputs, in_dims, strict=True))
+        return _solve_along_w(*torch.broadcast_tensors(target, slack)), 0
+
+
+class _SolveAlongWForward(_SolveAlongW):
+    """The same in forward mode, which torch.compile refuses to see."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        # torch switches forward mode off in here, for outer derivatives too, and a jvp of a jvp would be 0 without a
+        # word: switch it on again (inference_mode does), on the values that this derivative does not see.
+        with_grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
+            target, slack, d_target, d_slack = (unpack_dual(t).primal for t in (*ctx.saved_tensors, *tangents))
+            a = _solve_along_w(target, slack)
+            return (d_target - torch.tanh(a) * d_slack) / _det(a, slack)
+
+
+def _solve_along_w(target: Tensor, slack: Tensor) -> Tensor:
+    compiling = torch.compiler.is_compiling()
+    return (_SolveAlongW if compiling else _SolveAlongWForward).apply(target, slack)
+
+
+@torch.library.custom_op("planar_helpers::root_along_w", mutates_args=())
+def _root_along_w(target: Tensor, slack: Tensor) -> Tensor:
+    """Newton's method, without derivatives; one opaque operation for torch.compile and torch.export."""
+    m = slack - 1
+    lo, hi = target - m.abs(), target + m.abs()
+    # g is odd, so take target ≥ 0. There Newton's method is monotone from target/(1 + m) for m > 0
+    # (g concave) and from target − m for m < 0 (g convex); the bracket only guards against rounding.
+    a = torch.where(m > 0, target / slack.clamp(min=1), target - m * target.sign())
+    rounding = torch.finfo(target.dtype).eps
+    for _ in range(200):
         h = torch.tanh(a)
-        grad_target = grad / (h**2 + slack * 4 * torch.sigmoid(2 * a) * torch.sigmoid(-2 * a))
-        return grad_target, -h * grad_target
+        residual = a + m * h - target
+        lo, hi = torch.where(residual < 0, a, lo), torch.where(residual > 0, a, hi)
+        newton = a - residual / (h**2 + slack * (1 - h**2))
+        a_next = torch.where((newton >= lo) & (newton <= hi), newton, (lo + hi) / 2)
+        # Done where the equation holds to rounding, or where a no longer moves.
+        solved = residual.abs() <= 2 * rounding * (a.abs() + (m * h).abs())
+        still = (a_next - a).abs() <= 4 * rounding * a.abs()
+        a = torch.where(residual == 0, a, a_next)
+        if bool((solved | still).all()):
+            break
+    return a
+
+
+@_root_along_w.register_fake
+def _(target: Tensor, slack: Tensor) -> Tensor:
+    return torch.empty_like(target)
 
 
 class PlanarTransform(Transform):
@@ -233,6 +280,17 @@ class PlanarTransform(Transform):
         _check_parameters(w, u, b)
         check_constraint(constraint)
         self.w, self.u, self.b, self.constraint = w, u, b, constraint
+
+    def __eq__(self, other: object) -> bool:
+        """Compare the constraint and the parameters' values."""
+        if not isinstance(other, PlanarTransform) or self.constraint != other.constraint:
+            return False
+        pairs = ((self.w, other.w), (self.u, other.u), (self.b, other.b))
+        return all(one.device == two.device and torch.equal(one, two) for one, two in pairs)
+
+    def __repr__(self) -> str:
+        K, D = self.w.shape[-2:]
+        return f"PlanarTransform(D={D}, K={K}, constraint={self.constraint!r})"
 
     def with_cache(self, cache_size: int = 1) -> "PlanarTransform":
         """Return the same transform with another cache size (asked for by `torch.distributions`)."""
@@ -357,15 +415,18 @@ def check_constraint(constraint: str) -> None:
 
 
 def _check_tensors(**tensors: Tensor) -> None:
-    """Raise TypeError unless all are floating tensors of one dtype."""
+    """Raise TypeError unless all are float32 or all float64 tensors, ValueError unless they are on one device."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must have a floating dtype, got {tensor.dtype}: convert it with .float()")
-    dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+        if tensor.dtype not in (torch.float32, torch.float64):  # half precision is too coarse for log|det|
+            raise TypeError(f"{name} must be float32 or float64, got {tensor.dtype}: convert it with .float()")
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     if len(set(dtypes.values())) > 1:
         raise TypeError(f"{', '.join(tensors)} must share one dtype, got {dtypes}")
+    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"{', '.join(tensors)} must be on one device, got {devices}")
 
 
 def _check_parameters(w: Tensor, u: Tensor, b: Tensor) -> int:
