@@ -58,13 +58,10 @@ class Checkpoint:
         path = self.find(epochs)
         if path is None:
             return 0
-        rng = restore(path, settings, model, means, optimizer)
+        restore(path, settings, model, means, optimizer)
         if len(means["train"]) > epochs:
             longer = f"it has {len(means['train'])} epochs, more than the {epochs} asked for"
             raise ValueError(f"checkpoint {path.name} is of another run: {longer}")
-        torch.set_rng_state(rng[0])
-        if rng[1:] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(rng[1:])
         return len(means["train"])
 
     def save(self, settings: State, model: nn.Module, optimizer: Any, means: dict[str, list[Tensor]]) -> None:
@@ -141,8 +138,8 @@ class Run(Checkpoint):
 
 def restore(
     path: Path, settings: State, model: nn.Module, means: dict[str, list[Tensor]], optimizer: Any = None
-) -> list[Tensor]:
-    """Read a file that `Checkpoint.save` wrote into model, means and optimizer; return the random stream's state.
+) -> None:
+    """Read a file that `Checkpoint.save` wrote into model and means; with an optimizer, to go on training.
 
     Raises ValueError if the file is damaged, or of another run than these settings say.
     """
@@ -155,12 +152,15 @@ def restore(
             means.update({part: [row.clone() for row in state["means"][part]] for part in ("train", "test")})
             if optimizer is not None:
                 optimizer.load_state_dict(state["optimizer"])
+                cpu, *cuda = state["rng"]
+                torch.set_rng_state(cpu)
+                if cuda and torch.cuda.is_available():
+                    torch.cuda.set_rng_state_all(cuda)
     except DAMAGE as error:
         raise ValueError(f"checkpoint {path} is damaged: delete it and train again") from error
     if different:
         told = ", ".join(f"{k} is {state['settings'].get(k)!r} there, {settings.get(k)!r} here" for k in different)
         raise ValueError(f"checkpoint {path.name} is of another run: {told}")
-    return state["rng"]
 
 
 def run_name(settings: State) -> str:

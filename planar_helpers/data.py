@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from planar_helpers.download import MNIST_MD5, download_mnist, is_right, keep_mnist, unpack
 from planar_helpers.run import folder, say
@@ -170,9 +170,9 @@ def _load_digits() -> Images:
 
     bunch = load_digits()
     scans = torch.from_numpy(bunch.images).float().clamp(0, 16) * (255 / 16)  # (1797, 8, 8), grey levels 0..16
-    with torch.device("cpu"), torch.autocast("cpu", enabled=False):  # whatever is in force
-        enlarged = transforms.resize(scans.unsqueeze(1), [20, 20], antialias=True)
-    padded = transforms.pad(enlarged, [4, 4, 4, 4]).round().clamp(0, 255).byte().flatten(1)  # (1797, 784)
+    with torch.autocast("cpu", enabled=False):  # whatever is in force
+        enlarged = F.interpolate(scans.unsqueeze(1), (20, 20), mode="bilinear", antialias=True)
+    padded = F.pad(enlarged, (4, 4, 4, 4)).round().clamp(0, 255).byte().flatten(1)  # (1797, 784)
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     order = torch.randperm(len(padded), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     train, test = order[:1497], order[1497:]

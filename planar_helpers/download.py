@@ -10,8 +10,6 @@ import zlib
 from http.client import HTTPException
 from pathlib import Path
 
-from torchvision.datasets import MNIST
-
 from planar_helpers.run import replacing
 
 SILENCE = 5.0  # seconds without a byte, from one server; twice that from all of them
@@ -84,6 +82,8 @@ class _Transfer:
             self.error = str(error)
 
     def _from_any_mirror(self, name: str) -> bytes:
+        from torchvision.datasets import MNIST  # a slow import, needed only here
+
         reason = "there is no mirror"
         for mirror in MNIST.mirrors:
             try:
