@@ -3,12 +3,17 @@
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "notebooks"))
+import restate  # noqa: E402  (a script, not a package)
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+SAVED = r"results\.save_figure\(\s*\w+,\s*\"([^\"]+)\""
 CHECKED = ("01", "02", "03", "05")  # where at least 70 % of the cells with text output are compared
 
 
@@ -59,12 +64,40 @@ def test_clean_for_committing(path: Path) -> None:
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert notebook["metadata"]["language_info"] == {"name": "python"}
     for cell in notebook["cells"]:
-        assert set(cell["metadata"]) <= {"tags"}
+        assert set(cell["metadata"]) <= {"tags", "alt"}
     stored = json.dumps([[source(cell), cell.get("outputs", [])] for cell in notebook["cells"]])
     assert not re.search(
         r"(?<![\w.:/])/(?:home|root|work|tmp|Users|usr|opt)/", re.sub(r'"image/png": "[^"]*"', "", stored)
     )
     assert "widget-view" not in stored
+
+
+@each
+def test_figures_are_stored(path: Path) -> None:
+    for cell in code_cells(path):
+        if "plt.show()" in source(cell):
+            kinds = [kind for output in cell["outputs"] for kind in output.get("data", {})]
+            assert "image/png" in kinds, f"this cell shows a figure, and none is stored: {source(cell)}"
+
+
+@each
+def test_drawn_in_the_style_of_the_project(path: Path) -> None:
+    code = "\n".join(source(cell) for cell in code_cells(path))
+    if "results.save_figure" in code:
+        assert "plots.use_style()" in code
+    assert "plots.save" not in code
+
+
+@each
+def test_no_placeholder(path: Path) -> None:
+    text = "\n".join(source(cell) for cell in read(path)["cells"])
+    for word in ("OWNER", "TODO", "FIXME", "XXX"):
+        assert word not in text
+
+
+@each
+def test_the_opener_states_the_minutes_in_the_form_that_is_kept_up_to_date(path: Path) -> None:
+    assert re.search(restate.OPENER, source(read(path)["cells"][0])), "see CONTRIBUTING.md"
 
 
 @each
@@ -80,7 +113,6 @@ def test_opener_and_closer(path: Path) -> None:
     prose = [source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "markdown"]
     opener, everything = prose[0], "\n".join(prose)
     assert re.match(rf"# {path.name[:2]}\b", opener)
-    assert re.search(r"[Mm]inute", opener), "the opener says how many minutes it takes"
     if path.name[:2] != "00":
         for part in ("able to", "need", "figure to come"):
             assert part in opener.lower(), f"the opener lacks {part!r}"
@@ -135,7 +167,7 @@ def test_checked_outputs(path: Path) -> None:
 def test_every_saved_figure_is_in_the_gallery(path: Path) -> None:
     gallery = (ROOT / "figures" / "README.md").read_text(encoding="utf-8")
     for cell in code_cells(path):
-        for stem in re.findall(r"plots\.save\(\s*\w+,\s*\"([^\"]+)\"", source(cell)):
+        for stem in re.findall(SAVED, source(cell)):
             assert stem.startswith(path.name[:2] + "_"), f"{stem} is saved by {path.stem}"
             files = [ROOT / "figures" / f"{stem}{suffix}" for suffix in (".png", ".gif")]
             assert any(file.is_file() for file in files), f"{stem} is missing from figures/"
@@ -143,11 +175,6 @@ def test_every_saved_figure_is_in_the_gallery(path: Path) -> None:
 
 
 def test_no_figure_is_an_orphan() -> None:
-    saved = {
-        stem
-        for path in NOTEBOOKS
-        for cell in code_cells(path)
-        for stem in re.findall(r"plots\.save\(\s*\w+,\s*\"([^\"]+)\"", source(cell))
-    }
+    saved = {stem for path in NOTEBOOKS for cell in code_cells(path) for stem in re.findall(SAVED, source(cell))}
     committed = {path.stem for path in (ROOT / "figures").iterdir() if path.suffix in (".png", ".gif")}
     assert committed == saved
