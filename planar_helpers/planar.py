@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
 from torch.distributions import Transform, constraints
 
 CONSTRAINTS = ("paper", "shifted")
@@ -104,8 +103,7 @@ def planar_step(z: Tensor, w: Tensor, u: Tensor, b: Tensor, slack: Tensor | None
         slack = 1 + (w * u).sum(dim=-1)
     a = (w * z).sum(dim=-1) + b
     z_next = z + u * torch.tanh(a).unsqueeze(-1)
-    ladj = torch.log(torch.abs(_det(a, slack)))
-    return z_next, ladj
+    return z_next, torch.log(torch.abs(_det(a, slack)))
 
 
 def _det(a: Tensor, slack: Tensor) -> Tensor:
@@ -123,8 +121,8 @@ def planar_chain(z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = 
     Shapes: z0 (..., D), w and u (..., K, D), b (..., K), batch shapes broadcast; returns zK (..., D) and
     sum_ladj (...,), in nats. K = 0 is the identity.
 
-    Raises ValueError for shapes that do not fit, D < 1, an unknown constraint or mixed devices, TypeError unless all
-    are float32 or all float64 (under torch.autocast too: half precision is too coarse for log|det|).
+    Raises ValueError for shapes that do not fit, D < 1, or an unknown constraint, TypeError unless all are float32
+    or all float64 (half precision is too coarse for log|det|, under torch.autocast too), on one device.
 
     Source: Rezende & Mohamed 2015, equation (13). Derived in: notebooks/02_planar_flow, section
     "What happens when K steps follow one another?".
@@ -169,8 +167,9 @@ def planar_inverse(zK: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str 
     batch = _check_chain("zK", zK, w, u, b)
     u_hat, slack = _constrain(w, u, constraint)
     z = zK.expand(*batch, zK.shape[-1])
-    steps = zip(w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), slack.unbind(-1), strict=True)
-    for w_k, u_hat_k, b_k, slack_k in reversed(list(steps)):
+    for w_k, u_hat_k, b_k, slack_k in reversed(
+        list(zip(w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), slack.unbind(-1), strict=True))
+    ):
         a = _solve_along_w((w_k * z).sum(dim=-1) + b_k, slack_k.expand(batch))
         z = z - u_hat_k * torch.tanh(a).unsqueeze(-1)
     return z
@@ -216,14 +215,15 @@ class _SolveAlongWForward(_SolveAlongW):
         # word: switch it on again (inference_mode does), on the values that this derivative does not see.
         with_grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
-            target, slack, d_target, d_slack = (unpack_dual(t).primal for t in (*ctx.saved_tensors, *tangents))
+            target, slack, d_target, d_slack = (
+                torch.autograd.forward_ad.unpack_dual(t).primal for t in (*ctx.saved_tensors, *tangents)
+            )
             a = _solve_along_w(target, slack)
             return (d_target - torch.tanh(a) * d_slack) / _det(a, slack)
 
 
 def _solve_along_w(target: Tensor, slack: Tensor) -> Tensor:
-    compiling = torch.compiler.is_compiling()
-    return (_SolveAlongW if compiling else _SolveAlongWForward).apply(target, slack)
+    return (_SolveAlongW if torch.compiler.is_compiling() else _SolveAlongWForward).apply(target, slack)
 
 
 @torch.library.custom_op("planar_helpers::root_along_w", mutates_args=())
@@ -243,16 +243,14 @@ def _root_along_w(target: Tensor, slack: Tensor) -> Tensor:
         a_next = torch.where((newton >= lo) & (newton <= hi), newton, (lo + hi) / 2)
         # Done where the equation holds to rounding, or where a no longer moves.
         solved = residual.abs() <= 2 * rounding * (a.abs() + (m * h).abs())
-        still = (a_next - a).abs() <= 4 * rounding * a.abs()
+        solved |= (a_next - a).abs() <= 4 * rounding * a.abs()
         a = torch.where(residual == 0, a, a_next)
-        if bool((solved | still).all()):
+        if bool(solved.all()):
             break
     return a
 
 
-@_root_along_w.register_fake
-def _(target: Tensor, slack: Tensor) -> Tensor:
-    return torch.empty_like(target)
+_root_along_w.register_fake(lambda target, slack: torch.empty_like(target))
 
 
 class PlanarTransform(Transform):
@@ -271,8 +269,7 @@ class PlanarTransform(Transform):
     torch.Size([5])
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
+    domain = codomain = constraints.real_vector
     bijective = True
 
     def __init__(self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "shifted", cache_size: int = 0) -> None:
@@ -283,14 +280,14 @@ class PlanarTransform(Transform):
 
     def __eq__(self, other: object) -> bool:
         """Compare the constraint and the parameters' values."""
-        if not isinstance(other, PlanarTransform) or self.constraint != other.constraint:
-            return False
-        pairs = ((self.w, other.w), (self.u, other.u), (self.b, other.b))
-        return all(one.device == two.device and torch.equal(one, two) for one, two in pairs)
+        return (
+            isinstance(other, PlanarTransform)
+            and (self.constraint, self.w.device) == (other.constraint, other.w.device)
+            and all(torch.equal(getattr(self, name), getattr(other, name)) for name in "wub")
+        )
 
     def __repr__(self) -> str:
-        K, D = self.w.shape[-2:]
-        return f"PlanarTransform(D={D}, K={K}, constraint={self.constraint!r})"
+        return f"PlanarTransform(D={self.w.shape[-1]}, K={self.w.shape[-2]}, constraint={self.constraint!r})"
 
     def with_cache(self, cache_size: int = 1) -> "PlanarTransform":
         """Return the same transform with another cache size (asked for by `torch.distributions`)."""
@@ -330,18 +327,16 @@ class CarriesConstraint(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Return what `state_dict()` keeps besides the weights (asked for by `torch.nn`)."""
-        check_constraint(self.constraint)
         return torch.tensor(CONSTRAINTS.index(self.constraint), dtype=torch.uint8, device="cpu")
 
-    def set_extra_state(self, state: Tensor) -> None:
+    def set_extra_state(self, state: Any) -> None:
         """Raise ValueError unless the weights' constraint is this module's own."""
-        index = float(state) if isinstance(state, Tensor) and state.numel() == 1 else -1.0
-        found = [name for i, name in enumerate(CONSTRAINTS) if i == index]
-        if not found:
-            raise ValueError(f"the weights' constraint must be 0 or 1, an index of {CONSTRAINTS}, got {state!r}")
-        if found[0] != self.constraint:
-            here = f"this {type(self).__name__} is {self.constraint!r}"
-            raise ValueError(f"the weights are of constraint {found[0]!r}, {here}")
+        index: Any = state.item() if isinstance(state, Tensor) and state.numel() == 1 else None
+        found = dict(enumerate(CONSTRAINTS)).get(index, state)
+        if found != self.constraint:
+            raise ValueError(
+                f"the weights are of constraint {found!r}, this {type(self).__name__} is of {self.constraint!r}"
+            )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         key = prefix + "_extra_state"
@@ -390,8 +385,7 @@ class PlanarFlow(CarriesConstraint):
 
     def extra_repr(self) -> str:
         """Say D, K and the constraint when the module is printed."""
-        K, D = self.w.shape
-        return f"D={D}, K={K}, constraint={self.constraint!r}"
+        return f"D={self.w.shape[1]}, K={self.w.shape[0]}, constraint={self.constraint!r}"
 
 
 def identity_u(w: Tensor, constraint: str) -> Tensor:
@@ -415,30 +409,25 @@ def check_constraint(constraint: str) -> None:
 
 
 def _check_tensors(**tensors: Tensor) -> None:
-    """Raise TypeError unless all are float32 or all float64 tensors, ValueError unless they are on one device."""
+    """Raise TypeError unless all are float32 or all float64 tensors on one device."""
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in (torch.float32, torch.float64):  # half precision is too coarse for log|det|
-            raise TypeError(f"{name} must be float32 or float64, got {tensor.dtype}: convert it with .float()")
-    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    if len(set(dtypes.values())) > 1:
-        raise TypeError(f"{', '.join(tensors)} must share one dtype, got {dtypes}")
-    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
-    if len(set(devices.values())) > 1:
-        raise ValueError(f"{', '.join(tensors)} must be on one device, got {devices}")
+        found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        if found not in (torch.float32, torch.float64):  # half precision is too coarse for log|det|
+            raise TypeError(f"{name} must be a float32 or float64 torch.Tensor, got {found}")
+    for what in ("dtype", "device"):
+        each = {name: str(getattr(tensor, what)) for name, tensor in tensors.items()}
+        if len(set(each.values())) > 1:
+            raise TypeError(f"{', '.join(tensors)} must share one {what}, got {each}")
 
 
 def _check_parameters(w: Tensor, u: Tensor, b: Tensor) -> int:
     """Check the shapes and dtypes of a chain's parameters (no values: that would wait for the device); return D."""
     _check_tensors(w=w, u=u, b=b)
-    if w.dim() < 2 or u.shape != w.shape or b.shape != w.shape[:-1]:
+    if w.dim() < 2 or u.shape != w.shape or b.shape != w.shape[:-1] or w.shape[-1] < 1:
         raise ValueError(
-            "w, u and b must have shapes (..., K, D), (..., K, D) and (..., K), "
+            "w, u and b must have shapes (..., K, D), (..., K, D) and (..., K) with D ≥ 1, "
             f"got {tuple(w.shape)}, {tuple(u.shape)} and {tuple(b.shape)}"
         )
-    if w.shape[-1] < 1:
-        raise ValueError(f"w must have D ≥ 1 as its last size, got shape {tuple(w.shape)}")
     return w.shape[-1]
 
 
