@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 import restate  # noqa: E402  (a script, not a package)
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-SAVED = r"results\.save_figure\(\s*\w+,\s*\"([^\"]+)\""
+SAVED = r"\bsave_figure\(\s*\w+,\s*\"([^\"]+)\""
 CHECKED = ("01", "02", "03", "05")  # where at least 70 % of the cells with text output are compared
 
 
@@ -83,9 +83,9 @@ def test_figures_are_stored(path: Path) -> None:
 @each
 def test_drawn_in_the_style_of_the_project(path: Path) -> None:
     code = "\n".join(source(cell) for cell in code_cells(path))
-    if "results.save_figure" in code:
+    if "save_figure(" in code:
         assert "plots.use_style()" in code
-    assert "plots.save" not in code
+    assert "plots.save(" not in code
 
 
 @each
