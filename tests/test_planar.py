@@ -1,16 +1,28 @@
 """The flow against independent routes: autograd's Jacobian in float64, closed forms, quadrature, bisection."""
 
+import copy
+import importlib
+import inspect
+import io
 import math
+import pickle
+import pkgutil
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.autograd import gradcheck
+from torch import Tensor, nn
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.autograd.functional import jacobian
 from torch.distributions import Independent, Normal, TransformedDistribution
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
+import planar_helpers
+from planar_helpers.planar import CONSTRAINTS as KNOWN
 from planar_helpers.planar import (
+    CarriesConstraint,
     PlanarFlow,
     PlanarTransform,
     constrain_u,
@@ -18,10 +30,13 @@ from planar_helpers.planar import (
     planar_inverse,
     planar_step,
 )
+from planar_helpers.planar import _solve_along_w as solve_along_w
 from planar_helpers.targets import log_mass, plane_grid
 
 CONSTRAINTS = ("paper", "shifted")
 seeds = st.integers(0, 2**31)
+# torch itself scripts a few derivatives when forward mode is first used, and warns of it
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 
 
 def m_of(s: float, constraint: str) -> float:
@@ -37,6 +52,10 @@ def random_chain(seed: int, *batch: int, K: int, D: int, scale: float = 1.0) -> 
         return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     return draw(*batch, K, D), draw(*batch, K, D), draw(*batch, K)
+
+
+def standard_normal_through(transform: PlanarTransform) -> TransformedDistribution:
+    return TransformedDistribution(Independent(Normal(torch.zeros(2).double(), torch.ones(2).double()), 1), transform)
 
 
 # û ------------------------------------------------------------------------------------------------------------------
@@ -132,6 +151,17 @@ def test_w_zero_is_a_translation_by_convention(constraint: str) -> None:
     zK, ladj = planar_chain(torch.ones(2), w, u, b, constraint)
     assert ladj.item() == pytest.approx(0, abs=1e-7)
     assert torch.allclose(zK, torch.ones(2) + u[0] * math.tanh(0.7))
+
+
+@pytest.mark.parametrize("constraint, power", [("paper", 0.4), ("shifted", 0.9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_w_counts_as_zero_up_to_the_cut_and_not_above(constraint: str, power: float, dtype: torch.dtype) -> None:
+    cut = torch.tensor(torch.finfo(dtype).tiny ** power, dtype=dtype)
+    above = torch.nextafter(cut, torch.ones_like(cut))
+    u = torch.tensor([1.0, 1.0], dtype=dtype)
+    for sign in (1, -1):
+        kept, changed = (constrain_u(torch.stack([0 * size, sign * size]), u, constraint) for size in (cut, above))
+        assert torch.equal(kept, u) and not torch.equal(changed, u)
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
@@ -262,29 +292,303 @@ def test_inverse_of_a_chain_of_up_to_32_steps(constraint: str, seed: int, D: int
 
 @given(slack=st.floats(1e-20, 1e3), target=st.floats(-1e3, 1e3))
 def test_the_scalar_root_against_bisection(slack: float, target: float) -> None:
-    from planar_helpers.planar import _SolveAlongW
-
     lo, hi = target - abs(slack - 1) - 1, target + abs(slack - 1) + 1
     for _ in range(200):
         middle = (lo + hi) / 2
         lo, hi = (middle, hi) if middle + (slack - 1) * math.tanh(middle) < target else (lo, middle)
-    root = _SolveAlongW.apply(
-        torch.tensor(target, dtype=torch.float64), torch.tensor(slack, dtype=torch.float64)
-    ).item()
+    root = solve_along_w(torch.tensor(target, dtype=torch.float64), torch.tensor(slack, dtype=torch.float64)).item()
     h = math.tanh(root)
     slope = h**2 + slack * (1 - h**2)
     assert abs(root - lo) <= 1e-11 * (1 + abs(lo)) + 1e-14 * (abs(target) + 1) / max(slope, 1e-10)
 
 
+def lattice(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Targets and slacks from near nothing to huge, each with each, and near |m|, where the step is flattest."""
+    slack = torch.cat([torch.tensor([0.0]), torch.logspace(-30, 9, 118)]).to(dtype)
+    target = torch.cat([torch.tensor([0.0]), torch.logspace(-20, 3, 200)]).to(dtype)
+    target, slack = torch.meshgrid(torch.cat([target, -target]), slack, indexing="ij")
+    near = (slack - 1).abs() * (1 + torch.linspace(-1e-3, 1e-3, len(slack), dtype=dtype)).unsqueeze(1)
+    return torch.cat([target, near]), torch.cat([slack, slack])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_root_holds_to_rounding_for_every_target_and_slack_at_once(dtype: torch.dtype) -> None:
+    """Kills a looser stopping rule, and Newton without its bracket (in float32, 166 roundings off)."""
+    target, slack = lattice(dtype)
+    a, target, slack = (t.double() for t in (solve_along_w(target, slack), target, slack))
+    part = (slack - 1) * torch.tanh(a)
+    residual = (a + part - target).abs() / (a.abs() + part.abs() + target.abs() + 1e-300)
+    assert residual.max() < 5 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_root_alone_is_as_good_as_in_company(dtype: torch.dtype) -> None:
+    """A stopping rule that lets one element end the loop for itself must not end it too early."""
+    target, slack = (t.flatten()[::997] for t in lattice(dtype))
+    for one_target, one_slack in zip(target, slack, strict=True):
+        a = solve_along_w(one_target, one_slack).double()
+        part = (one_slack.double() - 1) * torch.tanh(a)
+        assert (a + part - one_target).abs() <= 5 * torch.finfo(dtype).eps * (a.abs() + part.abs())
+
+
+def test_the_root_passes_nan_on_and_keeps_the_rest() -> None:
+    a = solve_along_w(torch.tensor([torch.nan, 1.0, 1.0]), torch.tensor([2.0, torch.nan, 2.0]))
+    assert a[:2].isnan().all() and a[2] + torch.tanh(a[2]) == pytest.approx(1)
+
+
+# derivatives of the inverse ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
-def test_inverse_passes_gradcheck_and_refuses_second_derivatives(constraint: str) -> None:
+def test_inverse_can_be_differentiated_twice_in_either_direction(constraint: str) -> None:
     w, u, b = random_chain(5, 3, K=2, D=2)
-    y = torch.randn(3, 2, dtype=torch.float64)
-    inputs = tuple(t.requires_grad_() for t in (y, w, u, b))
-    assert gradcheck(lambda *args: planar_inverse(*args, constraint), inputs)
-    (gradient,) = torch.autograd.grad(planar_inverse(*inputs, constraint).sum(), (y,), create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    inputs = tuple(t.requires_grad_() for t in (torch.randn(3, 2, dtype=torch.float64), w, u, b))
+
+    def inverse(*inputs: Tensor) -> Tensor:
+        return planar_inverse(*inputs, constraint)
+
+    assert gradcheck(inverse, inputs, check_forward_ad=True)
+    assert gradgradcheck(inverse, inputs, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_second_derivatives_of_log_prob_against_difference_quotients(constraint: str) -> None:
+    w, u, b = random_chain(0, K=3, D=2)
+    qK = standard_normal_through(PlanarTransform(w, u, b, constraint))
+    z, eps = torch.randn(2, dtype=torch.float64), 1e-5
+    axes = eps * torch.eye(2).double()
+    truth = torch.stack([(grad(qK.log_prob)(z + e) - grad(qK.log_prob)(z - e)) / (2 * eps) for e in axes])
+    for second in (hessian(qK.log_prob)(z), torch.autograd.functional.hessian(qK.log_prob, z)):
+        assert torch.allclose(second, truth, atol=1e-6)
+
+
+NESTED = {
+    "reverse of reverse": (jacrev, jacrev),
+    "forward of reverse": (jacfwd, jacrev),
+    "reverse of forward": (jacrev, jacfwd),
+    "forward of forward": (jacfwd, jacfwd),  # torch alone makes this 0 without a word
+}
+
+
+@pytest.mark.parametrize("outer, inner", NESTED.values(), ids=NESTED)
+def test_every_nesting_of_derivatives_agrees_with_difference_quotients(outer: Callable, inner: Callable) -> None:
+    w, u, b = random_chain(1, K=3, D=2)
+    z, eps = torch.randn(2, dtype=torch.float64), 1e-5
+
+    def inverse(z: Tensor) -> Tensor:
+        return planar_inverse(z, w, u, b)
+
+    def quotients(f: Callable) -> Tensor:
+        axes = eps * torch.eye(2).double()
+        return torch.stack([(f(z + e) - f(z - e)) / (2 * eps) for e in axes], dim=-1)
+
+    assert torch.allclose(inner(inverse)(z), quotients(inverse), atol=1e-8)
+    second = outer(inner(inverse))
+    assert torch.allclose(second(z), quotients(inner(inverse)), atol=1e-8)
+    assert torch.allclose(outer(second)(z), quotients(second), atol=1e-7)
+
+
+@pytest.mark.parametrize("function", [planar_inverse, lambda *args: planar_chain(*args)[0]], ids=["inverse", "chain"])
+def test_torch_func_and_forward_mode(function: Callable) -> None:
+    w, u, b = random_chain(1, 5, K=3, D=2)
+    z = torch.randn(5, 2, dtype=torch.float64)
+    ones = torch.ones_like(z)
+    whole = function(z, w, u, b)
+    one_by_one = torch.stack([function(z[i], w[i], u[i], b[i]) for i in range(5)])
+    assert torch.allclose(vmap(function)(z, w, u, b), one_by_one, atol=1e-12)
+    crossed = vmap(vmap(function, (0, None, None, None)), (None, 0, 0, 0))(z, w, u, b)
+    assert torch.allclose(crossed.diagonal().T, whole, atol=1e-12) and crossed.shape == (5, 5, 2)
+    per_image = vmap(jacrev(function))(z, w, u, b)
+    expected = torch.stack([jacobian(lambda z, i=i: function(z, w[i], u[i], b[i]), z[i]) for i in range(5)])
+    assert torch.allclose(per_image, expected, atol=1e-12)
+    assert torch.allclose(vmap(jacfwd(function))(z, w, u, b), expected, atol=1e-12)
+    tangent = jvp(lambda z: function(z, w, u, b), (z,), (ones,))[1]
+    assert torch.allclose(tangent, expected.sum(-1), atol=1e-12)
+    with forward_ad.dual_level():
+        dual = function(forward_ad.make_dual(z, ones), w, u, b)
+        assert torch.allclose(forward_ad.unpack_dual(dual).tangent, tangent, atol=1e-12)
+
+
+def test_forward_mode_asks_for_no_gradients_that_are_off() -> None:
+    w, u, b = (t.requires_grad_() for t in random_chain(1, K=3, D=2))
+    z = torch.randn(2, dtype=torch.float64)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = planar_inverse(forward_ad.make_dual(z, torch.ones_like(z)), w, u, b)
+        assert not forward_ad.unpack_dual(dual).tangent.requires_grad
+
+
+class AsModule(nn.Module):
+    def __init__(self, function: Callable) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return self.function(*args)
+
+
+CALLS = {
+    "chain": lambda z, w, u, b: planar_chain(z, w, u, b),
+    "paper chain": lambda z, w, u, b: planar_chain(z, w, u, b, "paper"),
+    "inverse": lambda z, w, u, b: (planar_inverse(z, w, u, b),),
+    "constrain_u": lambda z, w, u, b: (constrain_u(w, u),),
+    "step": lambda z, w, u, b: planar_step(z, w[:, 0], u[:, 0], b[:, 0]),
+}
+
+
+def one_call(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    w, u, b = random_chain(1, 4, K=3, D=2)
+    return tuple(t.to(dtype) for t in (torch.ones(4, 2), w, u, b))
+
+
+def equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    """Whether value, dtype and device are the same, bit for bit."""
+    pairs = list(zip(found, expected, strict=True))
+    return all(torch.equal(f, e) and (f.dtype, f.device) == (e.dtype, e.device) for f, e in pairs)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("function", CALLS.values(), ids=CALLS)
+def test_export_and_fullgraph_compile_give_the_same(function: Callable) -> None:
+    inputs = one_call()
+    assert equal(torch.export.export(AsModule(function), inputs).module()(*inputs), function(*inputs))
+    inputs = tuple(t.requires_grad_() for t in inputs)
+    torch._dynamo.reset()
+    found, expected = torch.compile(function, backend="aot_eager", fullgraph=True)(*inputs), function(*inputs)
+    assert equal(found, expected)
+    gradients = (
+        torch.autograd.grad(sum(t.square().sum() for t in out), inputs, allow_unused=True) for out in (found, expected)
+    )
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None and other is None) or torch.allclose(one, other, atol=1e-5, rtol=1e-5)
+
+
+# ambient settings -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_surroundings_change_nothing(function: Callable, dtype: torch.dtype) -> None:
+    inputs = one_call(dtype)
+    expected = function(*inputs)
+    for setting in (torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode(), torch.no_grad()):
+        with setting:
+            assert equal(function(*inputs), expected)
+    with torch.device("meta"):  # the same as torch.set_default_device("meta")
+        assert equal(function(*inputs), expected)
+    for default in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(default)
+        try:
+            assert equal(function(*inputs), expected)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("function", CALLS.values(), ids=CALLS)
+def test_any_layout_of_the_inputs_gives_the_same(function: Callable) -> None:
+    inputs = one_call()
+    expected = function(*inputs)
+    assert equal(function(*(nn.Parameter(t) for t in inputs)), expected)
+    strided = tuple(torch.stack([t, t], dim=-1)[..., 0] for t in inputs)
+    assert not strided[0].is_contiguous() and equal(function(*strided), expected)
+    expanded = tuple(t[:1].expand(4, *t.shape[1:]) for t in inputs)
+    assert equal(function(*expanded), function(*(t.contiguous() for t in expanded)))
+    assert all(t.device.type == "meta" for t in function(*(t.to("meta") for t in inputs)))
+
+
+def test_a_flow_made_under_another_default_dtype_has_that_dtype() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        flow = PlanarFlow(2, 3)
+        assert {p.dtype for p in flow.parameters()} == {torch.float64}
+        assert {t.dtype for t in (*flow(torch.zeros(2)), flow.inverse(torch.zeros(2)))} == {torch.float64}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# the constraint, in one place -------------------------------------------------------------------------------------
+
+
+def test_no_signature_of_the_package_has_another_default_than_shifted() -> None:
+    seen = 0
+    for module in pkgutil.iter_modules(planar_helpers.__path__):
+        for owner in vars(importlib.import_module(f"planar_helpers.{module.name}")).values():
+            if getattr(owner, "__module__", "").startswith("planar_helpers"):
+                parts = vars(owner).values() if isinstance(owner, type) else ()
+                for thing in (owner, *(part for part in parts if inspect.isroutine(part))):
+                    if callable(thing):
+                        found = inspect.signature(thing).parameters.get("constraint")
+                        seen += found is not None
+                        assert found is None or found.default in ("shifted", inspect.Parameter.empty), thing
+    assert seen >= 8
+
+
+def test_the_state_dict_carries_the_constraint_through_files_and_clones() -> None:
+    for i, constraint in enumerate(KNOWN):
+        flow, buffer = PlanarFlow(2, 3, constraint), io.BytesIO()
+        state = {name: tensor.clone() for name, tensor in flow.state_dict().items()}
+        assert state["_extra_state"].dtype == torch.uint8 and state["_extra_state"].item() == i
+        torch.save(state, buffer)
+        buffer.seek(0)
+        fresh = PlanarFlow(2, 3, constraint)
+        fresh.load_state_dict(torch.load(buffer, weights_only=True))
+        assert torch.equal(fresh(torch.ones(2))[0], flow(torch.ones(2))[0])
+        assert torch.equal(functional_call(flow, state, torch.ones(2))[0], flow(torch.ones(2))[0])
+    with torch.device("meta"):
+        assert flow.state_dict()["_extra_state"].device.type == "cpu"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("wrap", [lambda flow: flow, lambda flow: nn.Sequential(nn.Linear(2, 2), flow)])
+def test_weights_of_another_constraint_or_of_none_are_refused_before_any_is_copied(
+    strict: bool, wrap: Callable
+) -> None:
+    paper, flow = PlanarFlow(2, 3, "paper"), PlanarFlow(2, 3)
+    before = [p.clone() for p in flow.parameters()]
+    with pytest.raises(ValueError, match="of constraint 'paper', this PlanarFlow is of 'shifted'"):
+        wrap(flow).load_state_dict(wrap(paper).state_dict(), strict=strict)
+    bare = {name: tensor for name, tensor in wrap(PlanarFlow(2, 3)).state_dict().items() if "extra" not in name}
+    with pytest.raises(ValueError, match="does not say the constraint of its weights .*_extra_state' is missing"):
+        wrap(flow).load_state_dict(bare, strict=strict)
+    for broken in (torch.tensor(2), torch.tensor([0, 1]), torch.tensor(0.5), torch.tensor([]), None):
+        with pytest.raises(ValueError, match="the weights are of constraint"):
+            flow.load_state_dict(flow.state_dict() | {"_extra_state": broken}, strict=strict)
+    assert all(torch.equal(p, q) for p, q in zip(flow.parameters(), before, strict=True))
+    if not strict:  # nothing of the flow's own is loaded: nothing to guess
+        nn.ModuleDict({"flow": flow}).load_state_dict({"other.weight": torch.zeros(1)}, strict=False)
+
+
+def test_flows_and_transforms_keep_print_and_compare_their_constraint() -> None:
+    flow = PlanarFlow(2, 3, "paper")
+    assert repr(flow) == "PlanarFlow(D=2, K=3, constraint='paper')" and isinstance(flow, CarriesConstraint)
+    transform = flow.transform()
+    assert repr(transform) == "PlanarTransform(D=2, K=3, constraint='paper')"
+    assert transform.w is flow.w and torch.equal(transform(torch.ones(2)), flow(torch.ones(2))[0])
+    for kept in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow))):
+        assert kept.constraint == "paper" and torch.equal(kept(torch.ones(2))[0], flow(torch.ones(2))[0])
+    copies = (
+        copy.deepcopy(transform),
+        pickle.loads(pickle.dumps(transform)),
+        transform.with_cache(1),
+        transform.inv.inv,
+    )
+    assert all(kept == transform and not kept != transform for kept in copies)
+    assert copy.deepcopy(transform).inv == transform.inv and "'paper'" in repr(transform.inv)
+    assert transform.with_cache(1)._cache_size == 1 and transform._cache_size == 0
+    w, u, b = transform.w, transform.u, transform.b
+    for other in (
+        PlanarTransform(w, u, b),
+        *(PlanarTransform(*t, "paper") for t in ((u, u, b), (w, w, b), (w, u, b + 1))),
+    ):
+        assert transform != other
+    assert transform != "paper" and transform != PlanarTransform(*(t.detach().to("meta") for t in (w, u, b)), "paper")
+
+
+def test_an_expanded_distribution_keeps_the_constraint() -> None:
+    qK = standard_normal_through(PlanarTransform(*random_chain(2, K=3, D=2), "paper"))
+    z = torch.randn(5, 4, 2, dtype=torch.float64)
+    assert torch.allclose(qK.expand((4,)).log_prob(z), qK.log_prob(z), atol=1e-12)
+    batch = standard_normal_through(PlanarTransform(*random_chain(2, 4, K=3, D=2), "paper"))
+    assert batch.batch_shape == (4,) and torch.equal(batch.expand((5, 4)).log_prob(z), batch.log_prob(z))
 
 
 # distributions ------------------------------------------------------------------------------------------------------
@@ -381,9 +685,18 @@ W, U, B, Z = torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3), torch.zeros(2
         ((Z, W, U, B[:2]), ValueError, "w, u and b must have shapes"),
         ((torch.zeros(0), W[:, :0], U[:, :0], B), ValueError, "D ≥ 1"),
         ((torch.zeros(5, 2), W.expand(4, 3, 2), U.expand(4, 3, 2), B.expand(4, 3)), ValueError, "broadcast"),
-        ((Z, W.double(), U, B), TypeError, "one dtype"),
-        ((Z.double(), W, U, B), TypeError, "one dtype"),
-        ((Z.long(), W, U, B), TypeError, "floating"),
+        ((Z, W.double(), U, B), TypeError, "must share one dtype"),
+        ((Z.double(), W, U, B), TypeError, "must share one dtype"),
+        ((Z.long(), W, U, B), TypeError, "z(0|K) must be a float32 or float64 torch.Tensor, got torch.int64"),
+        ((Z, W + 0j, U, B), TypeError, "w must be a float32 or float64 torch.Tensor, got torch.complex64"),
+        ((Z.half(), W.half(), U.half(), B.half()), TypeError, "w must be a float32 or float64.*got torch.float16"),
+        ((Z, W, U, B.bfloat16()), TypeError, "b must be a float32 or float64 torch.Tensor, got torch.bfloat16"),
+        (
+            (Z, W.to("meta"), U, B),
+            TypeError,
+            "w, u, b must share one device, got {'w': 'meta', 'u': 'cpu', 'b': 'cpu'}",
+        ),
+        ((Z.to("meta"), W, U, B), TypeError, "z(0|K), w must share one device"),
         (([0.0, 0.0], W, U, B), TypeError, "torch.Tensor"),
         ((Z, W, U, B, "papre"), ValueError, "constraint must be one of"),
     ],
