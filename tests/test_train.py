@@ -1,13 +1,22 @@
-"""The loop: equal seeds give equal bits, a resumed run equals an uninterrupted one, files are never half-written."""
+"""The loop: equal seeds give equal bits, a shorter run is the start of a longer one, surroundings have no say."""
 
+import io
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from planar_helpers import train
+from planar_helpers import checkpoint, train
 from planar_helpers.data import Images, to_float
-from planar_helpers.train import epochs_for, fit, mean_terms, train_or_load
+from planar_helpers.train import drop_tiny, epochs_for, fit, mean_terms, train_or_load
 from planar_helpers.vae import PlanarVAE
 
 
@@ -17,9 +26,45 @@ def few(digits: Images) -> Images:
 
 
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(train, "RUNS", tmp_path / "runs")
+def runs(tmp_path: Path) -> Path:
+    """Where conftest has the runs go."""
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def trained_epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs that are trained, one by one, whoever trains them."""
+    epochs, bar = [], train._progress_bar
+
+    def watched(*args: Any) -> Iterator[int]:
+        for epoch in bar(*args):
+            epochs.append(epoch + 1)
+            yield epoch
+
+    monkeypatch.setattr(train, "_progress_bar", watched)
+    return epochs
+
+
+class Interrupted(Exception):
+    pass
+
+
+@contextmanager
+def interrupted_after(monkeypatch: pytest.MonkeyPatch, writes: int, before_the_write: bool = False) -> Iterator[None]:
+    """Stop as if the power failed, at one of the writes."""
+    write, done = checkpoint._write, []
+
+    def failing(state: dict, path: Path) -> None:
+        done.append(path)
+        if before_the_write and len(done) == writes:
+            raise Interrupted
+        write(state, path)
+        if len(done) == writes:
+            raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(checkpoint, "_write", failing)
+        yield
 
 
 def fresh(K: int = 3) -> PlanarVAE:
@@ -29,6 +74,16 @@ def fresh(K: int = 3) -> PlanarVAE:
 
 def same(one: PlanarVAE, other: PlanarVAE) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def fresh_for_runs() -> PlanarVAE:
+    """The model that train_or_load begins with."""
+    torch.manual_seed(0)
+    return PlanarVAE(hidden=20)
+
+
+def equal(one: train.History, other: train.History) -> bool:
+    return all(torch.equal(a, b) for i in (0, 1) for a, b in zip(one[i], other[i], strict=True))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -42,41 +97,92 @@ def test_two_runs_of_one_seed_are_equal_bit_for_bit_and_another_seed_differs(few
     assert not torch.equal(histories[0].test.elbo, histories[2].test.elbo)
 
 
+@pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
-    few: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str
+    few: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_epochs: list[int], schedule: str, before: bool
 ) -> None:
     whole = fresh()
     expected = fit(whole, few, epochs=4, schedule=schedule, progress=False)
-    path, torn, saved = tmp_path / "run.pt", fresh(), []
-    save = train._save
-
-    def save_twice_then_die(content: dict, target: Path) -> None:
-        save(content, target)
-        saved.append(target)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "_save", save_twice_then_die)
-    with pytest.raises(KeyboardInterrupt):
-        fit(torn, few, epochs=4, schedule=schedule, checkpoint=path, progress=False)
-    monkeypatch.setattr(train, "_save", save)
+    path = tmp_path / "run.pt"
+    with interrupted_after(monkeypatch, 2, before):
+        fit(fresh(), few, epochs=4, schedule=schedule, checkpoint=path, progress=False)
+    trained_epochs.clear()
     resumed = fresh()
     history = fit(resumed, few, epochs=4, schedule=schedule, checkpoint=path, progress=False)
-    assert same(whole, resumed)
-    assert torch.equal(history.train.elbo, expected.train.elbo) and torch.equal(history.test.kl, expected.test.kl)
-    with pytest.raises(ValueError, match="of another run"):
-        fit(fresh(), few, epochs=5, checkpoint=path, progress=False)
+    assert same(whole, resumed) and equal(history, expected)
+    assert trained_epochs == ([2, 3, 4] if before else [3, 4])
+    again = fit(fresh(), few, epochs=4, schedule=schedule, checkpoint=path, progress=False)
+    assert equal(again, expected) and len(trained_epochs) < 4  # nothing was left to train
+
+
+@pytest.mark.parametrize("order", [(1, 4, 12), (12, 1, 3, 4, 10), (4, 2, 11)])
+def test_a_shorter_run_is_the_start_of_a_longer_one_bit_for_bit(
+    few: Images, runs: Path, trained_epochs: list[int], order: tuple[int, ...]
+) -> None:
+    few, alone = few._replace(train=few.train[:120]), {}
+    for epochs in order:
+        model = fresh_for_runs()
+        alone[epochs] = model, fit(model, few, epochs, progress=False)
+    trained_epochs.clear()
+    for epochs in order:
+        model, history = train_or_load(few, epochs, hidden=20, progress=False)
+        assert same(model, alone[epochs][0]) and equal(history, alone[epochs][1]), epochs
+        longest = alone[max(alone)][1]
+        assert torch.equal(history.test.kl, longest.test.kl[:epochs])
+    expected = {
+        (1, 4, 12): [*range(1, 13)],
+        (12, 1, 3, 4, 10): [*range(1, 13), 4],
+        (4, 2, 11): [1, 2, 3, 4, 2, *range(5, 12)],
+    }
+    assert trained_epochs == expected[order]  # only what was not kept is trained again, from the last that was
+    kept = {int(path.stem.split("-")[-1]) for path in runs.glob("*.pt")}
+    assert kept == set(order) | {n for n in (1, 3, 10) if n <= max(order)}
+    assert len(list(runs.glob("*.lock"))) == 1 and not list(runs.glob("*.unfinished"))
+
+
+def test_with_a_schedule_each_length_is_its_own_run(few: Images, runs: Path, trained_epochs: list[int]) -> None:
+    histories = [train_or_load(few, n, hidden=20, schedule="cosine", progress=False)[1] for n in (3, 4)]
+    assert not torch.equal(histories[0].test.elbo, histories[1].test.elbo[:3])
+    assert trained_epochs == [1, 2, 3, 1, 2, 3, 4] and len(list(runs.glob("*.pt"))) == 2
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3, 4])
+@pytest.mark.parametrize("before", [False, True])
+def test_train_or_load_goes_on_from_wherever_it_was_interrupted(
+    few: Images, runs: Path, monkeypatch: pytest.MonkeyPatch, trained_epochs: list[int], writes: int, before: bool
+) -> None:
+    with interrupted_after(monkeypatch, writes, before):
+        train_or_load(few, 5, hidden=20, progress=False)
+    trained_epochs.clear()
+    history = train_or_load(few, 5, hidden=20, progress=False)[1]
+    assert equal(history, fit(fresh_for_runs(), few, 5, progress=False))
+    assert trained_epochs[: 5 - writes] == list(range(writes + (not before), 6))[: 5 - writes]
+    assert not list(runs.glob("*.unfinished"))
+
+
+def test_what_an_interrupted_longer_run_left_can_be_asked_for(
+    few: Images, runs: Path, monkeypatch: pytest.MonkeyPatch, trained_epochs: list[int]
+) -> None:
+    with interrupted_after(monkeypatch, 6, before_the_write=True):
+        train_or_load(few, 9, hidden=20, progress=False)
+    assert [path.name[-13:] for path in runs.glob("*.unfinished")] == ["-5.unfinished"]
+    train_or_load(few, 4, hidden=20, progress=False)  # goes on from 3, and leaves the longer one's state alone
+    assert trained_epochs == [1, 2, 3, 4, 5, 6, 4] and len(list(runs.glob("*.unfinished"))) == 1
+    train_or_load(few, 5, hidden=20, progress=False)
+    assert len(trained_epochs) == 7 and not list(runs.glob("*.unfinished"))
+    train_or_load(few, 9, hidden=20, progress=False)
+    assert trained_epochs[7:] == [6, 7, 8, 9]
 
 
 def test_training_improves_on_the_best_independent_pixels(digits: Images) -> None:
-    model = PlanarVAE(hidden=200)
-    history = fit(model, digits, epochs=60, lr=3e-3, progress=False)
+    model = PlanarVAE(hidden=50)
+    history = fit(model, digits, epochs=12, lr=1e-2, batch_size=50, progress=False)
     p = to_float(digits.train).mean(0).clamp(1e-4, 1 - 1e-4)
     x = to_float(digits.test)
     independent = (x * p.log() + (1 - x) * (1 - p).log()).sum(1).mean()
     assert history.test.elbo[-1] > independent + 5
-    assert history.train.elbo.shape == (60,) and history.train.elbo[-1] > history.train.elbo[0]
+    assert history.train.elbo.shape == (12,) and history.train.elbo[-1] > history.train.elbo[0]
 
 
 def test_history_holds_the_means_of_the_four_terms(few: Images) -> None:
@@ -117,11 +223,11 @@ def test_train_or_load_trains_once_and_tells_settings_apart(
 ) -> None:
     model, history = train_or_load(few, 2, hidden=20, progress=False)
     first = capsys.readouterr().out
-    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "_progress_bar", lambda *_: pytest.fail("trained again"))
     again, loaded = train_or_load(few, 2, hidden=20, progress=False)
     assert same(model, again) and torch.equal(history.train.elbo, loaded.train.elbo)
     assert capsys.readouterr().out == first and "few" in first
-    assert [path.suffix for path in sorted(runs.iterdir())] == [".pt", ".lock"]
+    assert sorted(path.suffix for path in runs.iterdir()) == [".lock", ".pt", ".pt"]
     changed = (
         lambda: train_or_load(few, 3, hidden=20),
         lambda: train_or_load(few, 2, hidden=21),
@@ -136,25 +242,9 @@ def test_train_or_load_trains_once_and_tells_settings_apart(
             call()
 
 
-def test_the_code_version_sees_code_and_not_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = train._code_version()
-    read = Path.read_text
-    monkeypatch.setattr(
-        Path, "read_text", lambda self, **k: read(self, **k).replace('"""The planar', '# x\n"""A planar')
-    )
-    assert train._code_version() == before
-    monkeypatch.setattr(Path, "read_text", lambda self, **k: read(self, **k).replace("a = (w * z)", "a = (w * w)"))
-    assert train._code_version() != before
-
-
-def test_another_data_set_of_the_same_name_is_another_run(few: Images, runs: Path, tmp_path: Path) -> None:
+def test_another_data_set_of_the_same_name_is_another_run(few: Images) -> None:
     model, _ = train_or_load(few, 1, hidden=20, progress=False)
-    inverted = few._replace(train=255 - few.train)
-    assert not same(model, train_or_load(inverted, 1, hidden=20, progress=False)[0])
-    path = tmp_path / "run.pt"
-    fit(fresh(), few, epochs=1, checkpoint=path, progress=False)
-    with pytest.raises(ValueError, match="of another run"):
-        fit(fresh(), inverted, epochs=1, checkpoint=path, progress=False)
+    assert not same(model, train_or_load(few._replace(train=255 - few.train), 1, hidden=20, progress=False)[0])
 
 
 def test_what_is_drawn_next_does_not_depend_on_training_or_loading(few: Images, runs: Path) -> None:
@@ -165,48 +255,10 @@ def test_what_is_drawn_next_does_not_depend_on_training_or_loading(few: Images, 
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint at all", b"PK"])
-def test_a_damaged_file_is_an_error_that_names_it(few: Images, runs: Path, tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "run.pt"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"run\.pt is damaged: delete it"):
-        fit(fresh(), few, epochs=1, checkpoint=path, progress=False)
-    train_or_load(few, 1, hidden=20, progress=False)
-    (saved,) = runs.glob("*.pt")
-    torch.save({"something": "else"}, saved)
-    with pytest.raises(ValueError, match="is damaged: delete it"):
-        train_or_load(few, 1, hidden=20, progress=False)
-
-
-def test_train_or_load_goes_on_from_an_unfinished_run(few: Images, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save, saved = train._save, []
-
-    def die_after_the_first(content: dict, target: Path) -> None:
-        save(content, target)
-        saved.append(Path(target).suffix)
-        if len(saved) == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "_save", die_after_the_first)
-    with pytest.raises(KeyboardInterrupt):
-        train_or_load(few, 3, hidden=20, progress=False)
-    train_or_load(few, 3, hidden=20, progress=False)
-    assert saved == [".unfinished"] * 3 + [".pt"]  # epoch 1, then 2 and 3: none was trained twice
-    assert not list(runs.glob("*.unfinished"))
-
-
 def test_a_double_model_is_trained_in_double(few: Images) -> None:
     model = fresh().double()
     history = fit(model, few, epochs=1, progress=False)
     assert model.heads.weight.dtype == torch.float64 and torch.isfinite(history.test.elbo).all()
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
-    train._save({"a": 1}, path)
-    with pytest.raises(AttributeError):
-        train._save({"a": lambda: 0}, path)  # cannot be pickled
-    assert torch.load(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_log_gets_plain_lines_and_no_carriage_return(few: Images, capsys: pytest.CaptureFixture) -> None:
@@ -245,6 +297,11 @@ def test_budget_chooses_the_epochs(digits: Images, monkeypatch: pytest.MonkeyPat
         ({"epochs": True}, ValueError, "epochs must be"),
         ({"seed": -1}, ValueError, "seed must be"),
         ({"seed": 1.5}, ValueError, "seed must be"),
+        ({"batch_size": np.float64(2)}, ValueError, "batch_size must be"),
+        ({"lr": True}, ValueError, "lr must be positive"),
+        ({"weight_decay": -1e-9}, ValueError, "weight_decay must be at least 0"),
+        ({"weight_decay": float("inf")}, ValueError, "weight_decay must be"),
+        ({"weight_decay": None}, ValueError, "weight_decay must be"),
         ({"checkpoint": "no/such/folder/run.pt"}, FileNotFoundError, "checkpoint must lie in an existing folder"),
         ({"schedule": "linear"}, ValueError, "schedule must be one of"),
     ],
@@ -264,3 +321,303 @@ def test_bad_data_gets_a_clear_error(few: Images) -> None:
     ):
         with pytest.raises(error, match=r"images\.(train|test) must"):
             fit(fresh(), bad, epochs=1)
+
+
+# --- what the loop does, term by term -----------------------------------------------------------------------------
+
+
+def by_hand(few: Images, epochs: int, lr: float = 1e-3, weight_decay: float = 1e-5, cosine: bool = False) -> tuple:
+    """The training written down a second time, with torch's own schedule; 250 images make batches of 100, 100, 50."""
+    model = fresh().double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
+    steps = 3 * epochs
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
+    x, train_means, test_means = to_float(few.train, torch.float64), [], []
+    torch.manual_seed(0)
+    for _ in range(epochs):
+        order, total = torch.randperm(250), torch.zeros(4).double()
+        for i in (order[:100], order[100:200], order[200:]):
+            optimizer.zero_grad()
+            terms = model(x[i])
+            (-terms.elbo.mean()).backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            total += torch.stack(terms).detach().double().sum(1)
+        for parameter, averages in optimizer.state.items():
+            for tensor in (parameter.data, averages["exp_avg"], averages["exp_avg_sq"]):
+                tensor[tensor.abs() < 1e-20] = 0
+        train_means.append(total / 250)
+        test_means.append(torch.stack(model(to_float(few.test, torch.float64))).detach().mean(1))
+    return model, torch.stack(train_means, 1), torch.stack(test_means, 1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"lr": 3e-3}, {"weight_decay": 0.05}, {"weight_decay": 0.0}, {"cosine": True, "lr": 5e-3}], ids=str
+)
+def test_fit_is_the_loop_written_down_a_second_time(few: Images, changes: dict) -> None:
+    other, train_means, test_means = by_hand(few, 3, **changes)
+    settings = {key: value for key, value in changes.items() if key != "cosine"}
+    model = fresh().double()
+    history = fit(model, few, 3, schedule="cosine" if "cosine" in changes else "constant", progress=False, **settings)
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-7, atol=1e-10)
+    assert torch.allclose(torch.stack(tuple(history.train)), train_means, rtol=1e-9)
+    assert torch.allclose(torch.stack(tuple(history.test)), test_means, rtol=1e-9)
+
+
+def test_small_numbers_are_dropped_from_weights_and_averages_at_the_threshold() -> None:
+    parameter = torch.nn.Parameter(torch.tensor([3e-21, -3e-21, 3e-20, -3e-20, 1.0]))
+    optimizer = torch.optim.Adam([parameter])
+    parameter.grad = torch.zeros(5)
+    optimizer.step()
+    optimizer.state[parameter]["exp_avg"].copy_(parameter.detach())
+    drop_tiny(optimizer)
+    for tensor in (parameter, optimizer.state[parameter]["exp_avg"]):
+        assert (tensor == 0).tolist() == [True, True, False, False, False]
+    drop_tiny(optimizer, below=0.1)
+    assert (parameter == 0).tolist() == [True, True, True, True, False]
+
+
+def test_mean_terms_weighs_each_image_once(few: Images) -> None:
+    model = fresh()
+    torch.manual_seed(1)
+    means = mean_terms(model, few.train[:50], batch_size=30)
+    torch.manual_seed(1)
+    one, other = model(to_float(few.train[:30])), model(to_float(few.train[30:50]))
+    for mean, a, b in zip(means, one, other, strict=True):
+        assert mean.item() == pytest.approx(torch.cat([a, b]).mean().item(), rel=1e-6)
+    assert means.elbo.dtype == torch.float64 and mean_terms(model, few.train[:0]).elbo == 0
+
+
+# --- surroundings -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def default(device: str | None = None, dtype: torch.dtype | None = None) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype or before)
+        torch.set_default_device(device)
+        yield
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_default_device(None)
+
+
+SURROUNDINGS = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "default dtype": lambda: default(dtype=torch.float64),
+    "default device": lambda: default(device="meta"),
+}
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_surroundings_have_no_say(few: Images, surroundings: Any, tmp_path: Path) -> None:
+    expected, model = fresh(), fresh()
+    history = fit(expected, few, 2, progress=False)
+    with surroundings():
+        found = fit(model, few, 1, checkpoint=tmp_path / "run.pt", progress=False)
+        found = fit(model, few, 2, checkpoint=tmp_path / "run.pt", progress=False)
+    assert same(model, expected) and equal(found, history)
+    torch.manual_seed(3)
+    measured = mean_terms(model, few.test)
+    torch.manual_seed(3)
+    with surroundings():
+        assert mean_terms(model, few.test).elbo == measured.elbo
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_train_or_load_trains_and_loads_in_any_surroundings(
+    few: Images, surroundings: Any, trained_epochs: list[int], runs: Path
+) -> None:
+    with surroundings():
+        inside = few._replace(train=few.train + 0) if surroundings is torch.inference_mode else few
+        made = train_or_load(inside, 2, hidden=20, progress=False)
+    double = made[0].heads.weight.dtype == torch.float64
+    assert double == (surroundings is SURROUNDINGS["default dtype"])
+    if double:
+        assert len(trained_epochs) == 2
+    outside = train_or_load(few, 2, hidden=20, progress=False)
+    assert len(trained_epochs) == 2 + 2 * double  # another dtype is another run
+    with surroundings():
+        again = train_or_load(few, 2, hidden=20, progress=False)
+    assert len(trained_epochs) == 2 + 2 * double
+    assert same(made[0], again[0]) and equal(made[1], again[1])
+    assert double or same(made[0], outside[0])
+    again[0](to_float(few.train, again[0].heads.weight.dtype)).loss.backward()  # what was loaded can be trained
+    assert not again[1].test.elbo.is_inference()
+
+
+def test_a_readers_dropout_trains_in_train_mode_and_is_measured_in_eval_mode(few: Images) -> None:
+    modes = []
+
+    class Watched(torch.nn.Dropout):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            modes.append(self.training)
+            return super().forward(x)
+
+    for mode in (True, False):
+        model = fresh()
+        model.encoder.append(Watched(0.5))
+        model.encoder.append(torch.nn.BatchNorm1d(20))
+        model.train(mode)
+        model.decoder.train(not mode)
+        modes.clear()
+        fit(model, few, 1, progress=False)
+        assert modes == [True, True, True, False]
+        assert model.encoder[2].training == mode and model.decoder.training != mode and model.training == mode
+        before = model.encoder[3].num_batches_tracked.item()
+        mean_terms(model, few.test)
+        assert modes[-1] is False and model.encoder[3].num_batches_tracked.item() == before == 3
+
+
+def test_wrong_things_are_named(few: Images) -> None:
+    model = fresh()
+    loader = DataLoader(few.train)
+    for call, message in (
+        (lambda: fit(model, loader, 1), "images must be Images.*, got DataLoader"),
+        (lambda: fit(model, few.train, 1), "images must be Images.*, got Tensor"),
+        (lambda: fit(model, few.train.numpy(), 1), "images must be Images.*, got ndarray"),
+        (lambda: fit(model, None, 1), "images must be Images.*, got NoneType"),
+        (
+            lambda: fit(torch.nn.DataParallel(model), few, 1),
+            r"model must be a PlanarVAE, got DataParallel: pass its \.module",
+        ),
+        (lambda: fit(torch.nn.Linear(2, 2), few, 1), "model must be a PlanarVAE, got Linear"),
+        (lambda: fit(few, model, 1), "model must be a PlanarVAE, got Images"),
+        (lambda: fit(PlanarVAE, few, 1), "model must be a PlanarVAE, got type"),
+        (lambda: fit(fresh().half(), few, 1), "model must be float32 or float64, got torch.float16"),
+        (lambda: fit(fresh().bfloat16(), few, 1), "model must be float32 or float64, got torch.bfloat16"),
+        (lambda: mean_terms(fresh().half(), few.test), "model must be float32 or float64"),
+        (lambda: mean_terms(model, few), "images must be a tensor of uint8, got Images"),
+        (lambda: mean_terms(model, to_float(few.test)), "images must be a tensor of uint8, got torch.float32"),
+        (lambda: train_or_load(loader, 1), "images must be Images.*, got DataLoader"),
+        (lambda: train_or_load(few._replace(train=few.train.numpy()), 1), "images.train must be a tensor of uint8"),
+        (
+            lambda: train_or_load(few, 1, learning_rate=0.1),
+            "no setting 'learning_rate': those of fit are batch_size, lr",
+        ),
+        (lambda: train_or_load(few, 1, checkpoint="x.pt"), "no setting 'checkpoint'"),
+        (lambda: fit(model, few), "missing a required argument: 'epochs'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    for call, message in (
+        (lambda: train_or_load(few, 0), "epochs must be"),
+        (lambda: train_or_load(few, 1, K=-1), "K must be"),
+        (lambda: train_or_load(few, 1, seed=-1), "seed must be"),
+        (lambda: train_or_load(few, 1, schedule="none"), "schedule must be"),
+        (lambda: train_or_load(few, 1, constraint="none"), "constraint must be"),
+        (lambda: mean_terms(model, few.test[:, :9]), r"images must have shape \(N ≥ 0, 784\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with torch.inference_mode():
+        made_inside = fresh()
+    with pytest.raises(ValueError, match="model was made inside torch.inference_mode"):
+        fit(made_inside, few, 1)
+
+
+def test_numbers_of_numpy_are_numbers(few: Images, trained_epochs: list[int]) -> None:
+    one = train_or_load(few, 2, K=1, D=3, hidden=20, seed=5, batch_size=50, lr=0.25e-2, progress=False)[0]
+    other = train_or_load(
+        few, np.int64(2), K=np.int32(1), D=np.uint8(3), hidden=np.int64(20), seed=np.int64(5), batch_size=np.int16(50),
+        lr=np.float64(0.25e-2), progress=False,
+    )[0]  # fmt: skip
+    assert same(one, other) and len(trained_epochs) == 2
+    fit(fresh(), few, np.int64(1), np.int64(100), np.float32(1e-3), np.float64(0), seed=np.int64(0), progress=False)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk"])
+def test_the_line_is_the_same_on_every_terminal(few: Images, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    train_or_load(few, 1, hidden=20, progress=False)
+    stream.flush()
+    line = raw.getvalue().decode("ascii")
+    assert line.startswith("K = 3, shifted u_hat: 1 epochs on few, seed 0, test ELBO -") and line.endswith("nats\n")
+
+
+def test_no_stderr_is_no_error(few: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stderr in (None, closed):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        fit(fresh(), few, 1)
+
+
+@pytest.mark.parametrize("failure", [OSError(30, "Read-only file system"), PermissionError(13, "Permission denied")])
+def test_a_folder_that_cannot_be_written_to_is_read(
+    few: Images, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, trained_epochs: list[int],
+    failure: OSError,
+) -> None:  # fmt: skip
+    expected = train_or_load(few, 1, hidden=20, progress=False)
+    names = sorted(runs.iterdir())
+    capsys.readouterr()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise failure
+
+    for what in ("touch", "mkdir", "replace", "unlink", "rename"):
+        monkeypatch.setattr(Path, what, refuse)
+    monkeypatch.setattr(checkpoint.FileLock, "acquire", refuse)
+    monkeypatch.setattr(checkpoint, "_write", refuse)
+    found = train_or_load(few, 1, hidden=20, progress=False)
+    assert same(found[0], expected[0]) and equal(found[1], expected[1]) and trained_epochs == [1]
+    assert "cannot be written" not in capsys.readouterr().out
+    longer = train_or_load(few, 2, hidden=20, progress=False)  # goes on from what is there, and keeps nothing
+    out = capsys.readouterr().out
+    assert trained_epochs == [1, 2] and equal(longer[1], fit(fresh_for_runs(), few, 2, progress=False))
+    assert f"{runs} cannot be written to ({failure.strerror}): what is trained now is not kept" in out
+    assert sorted(runs.iterdir()) == names
+
+
+def test_the_working_directory_may_change_between_calls(
+    few: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained_epochs: list[int]
+) -> None:
+    monkeypatch.setenv("PLANAR_RUNS", "runs of my own")
+    for folder in ("ä one", "two"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        for _ in range(2):
+            train_or_load(few, 1, hidden=20, progress=False)
+        assert len(list((tmp_path / folder / "runs of my own").glob("*.pt"))) == 1
+    assert trained_epochs == [1, 1]
+    monkeypatch.setenv("PLANAR_RUNS", str(tmp_path / "ä one" / "runs of my own"))
+    train_or_load(few, 1, hidden=20, progress=False)
+    assert trained_epochs == [1, 1]
+
+
+def _train_in_a_process(few: Images, epochs: int, counts: Any) -> None:
+    bar = train._progress_bar
+
+    def watched(*args: Any) -> Iterator[int]:
+        for epoch in bar(*args):
+            counts.put(epoch + 1)
+            yield epoch
+
+    train._progress_bar = watched
+    torch.set_num_threads(1)
+    train_or_load(few, epochs, hidden=20, progress=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_processes_that_want_runs_of_one_family_wait_for_one_another(few: Images, runs: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    counts = context.SimpleQueue()
+    processes = [context.Process(target=_train_in_a_process, args=(few, epochs, counts)) for epochs in (10, 30, 3, 30)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    trained = []
+    while not counts.empty():
+        trained.append(counts.get())
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert sorted(trained) == list(range(1, 31))  # each epoch once, whoever came first
+    assert sorted(int(path.stem.split("-")[-1]) for path in runs.glob("*.pt")) == [1, 3, 10, 30]
