@@ -1,0 +1,263 @@
+"""What the commands do: notebooks run in surroundings of their own, copies for the lab, paths with a blank in them."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "notebooks"))
+import execute  # noqa: E402  (scripts, not a package)
+import lab  # noqa: E402
+import restate  # noqa: E402
+
+IMPORTS = (
+    "import os, sys, planar_helpers\nimport matplotlib.pyplot as plt\nfrom planar_helpers import plots, results, run"
+)
+FIGURE = "fig, ax = plt.subplots()\nax.plot([0, 1])\nresults.save_figure(fig, '01_line')\nplt.show()"
+WHERE = (
+    "print(planar_helpers.__file__)\nprint(sys.executable, os.environ['OMP_NUM_THREADS'], os.environ['PLANAR_RUNS'])\n"
+    "print(open('../encoded.txt').read(), end='')"
+)
+NUMBERS = "results.save_numbers('04_n', {'a': (1.5, 0.1), 'b': (2.0, 0.1)}, None)"
+
+
+def notebook(*cells: str, figures: int = 0, alt: str = "") -> nbformat.NotebookNode:
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# one")])
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "x", "language": "python"}
+    for text in cells:
+        made.cells.append(nbformat.v4.new_code_cell(text, metadata={"collapsed": True, "tags": ["a"]}))
+    picture = nbformat.v4.new_output("display_data", data={"image/png": "aa"})
+    made.cells[-1].outputs = [picture] * figures
+    if alt:
+        made.cells[-1].metadata["alt"] = alt
+    return made
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A checkout in a folder with a blank, run under a user's settings that would spoil it."""
+    base = tmp_path_factory.mktemp("base")
+    root, home = base / "my course" / "plän", base / "home"
+    (root / "notebooks").mkdir(parents=True)
+    shutil.copytree(ROOT / "planar_helpers", root / "planar_helpers", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    for path in (ROOT / "notebooks").glob("*.py"):
+        shutil.copy(path, root / "notebooks")
+    (root / "encoded.txt").write_text("û ≥ −1", encoding="utf-8")
+    for name, made in {
+        "01_line": notebook(IMPORTS, WHERE, FIGURE, figures=1, alt="a line"),
+        "02_lost": notebook("print(1)", figures=1),
+        "03_fails": notebook("1 / 0"),
+        "04_numbers": notebook(IMPORTS, NUMBERS),
+    }.items():
+        nbformat.write(made, root / "notebooks" / f"{name}.ipynb")
+    stored = {"numbers": {name: {"value": value, "tolerance": 0.1} for name, value in (("a", 1.0), ("b", 2.05))}}
+    (root / "figures" / "results").mkdir(parents=True)
+    (root / "figures" / "results" / "04_n.json").write_text(json.dumps(stored), encoding="utf-8")
+    kernel = home / ".local" / "share" / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    foreign = {"argv": ["/bin/false", "{connection_file}"], "display_name": "another", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(foreign), encoding="utf-8")
+    (home / "matplotlibrc").write_text("savefig.format: svg\n", encoding="utf-8")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PLANAR_")},
+        "HOME": str(home), "JUPYTER_PATH": str(kernel.parent.parent), "JUPYTER_PREFER_ENV_PATH": "0",
+        "MPLBACKEND": "Agg", "MATPLOTLIBRC": str(home / "matplotlibrc"), "PYTHONIOENCODING": "ascii", "LC_ALL": "C",
+        "PLANAR_BUDGET": "full", "PLANAR_RUNS": "my runs",
+    }  # fmt: skip
+    command = [sys.executable, "notebooks/execute.py", "--jobs", "2"]
+    return root, subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+
+
+def stored(root: Path, name: str) -> nbformat.NotebookNode:
+    return nbformat.read(root / "build" / "notebooks" / f"{name}.ipynb", as_version=4)
+
+
+def test_a_notebook_runs_under_this_interpreter_with_the_package_beside_it(course) -> None:
+    root, done = course
+    text = stored(root, "01_line").cells[2].outputs[0].text.splitlines()
+    assert Path(text[0]) == root / "planar_helpers" / "__init__.py"
+    assert text[1] == f"{sys.executable} 1 {root / 'my runs'}", "one thread, and folders as absolute paths"
+    assert text[2] == "û ≥ −1"
+
+
+def test_figures_are_shown_and_saved_whatever_the_backend(course) -> None:
+    root, done = course
+    cell = stored(root, "01_line").cells[3]
+    (output,) = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert output.metadata["image/png"]["alt"] == "a line"
+    assert cell.metadata == {"tags": ["a"], "alt": "a line"}, "alt and tags stay, the rest goes"
+    assert (root / "figures" / "01_line.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_failures_lost_figures_and_missed_numbers_are_told_and_fail_the_command(course) -> None:
+    root, done = course
+    assert done.returncode == 1
+    assert "03_fails failed" in done.stderr and "ZeroDivisionError" in done.stdout
+    assert "02_lost.ipynb holds 1 figures and this run gave 0" in done.stderr
+    assert "1 stored numbers missed their tolerance" in done.stderr
+    assert "2 of 2 stored numbers made again, 1 outside" in done.stdout and "04_n: a: 1.5 now" in done.stdout
+    assert "done in" in done.stdout and "2 of 4 notebooks" in done.stdout
+    written = {path.name for path in (root / "build" / "notebooks").iterdir()}
+    assert written == {"01_line.ipynb", "04_numbers.ipynb"}, "only what ran to its end is written"
+
+
+def test_progress_is_told_notebook_by_notebook_and_cell_by_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal in (False, True):
+        out = io.StringIO()
+        out.isatty = lambda terminal=terminal: terminal
+        monkeypatch.setattr(sys, "stdout", out)
+        progress = execute.Progress(2)
+        one, two = progress.begin("01_a"), progress.begin("02_b")
+        progress.say(one, "cell 3 of 9")
+        progress.say(two, "5 s", last=True)
+        progress.say(one, "7 s", last=True)
+        lines = out.getvalue().splitlines()
+        assert one == "[1/2] 01_a" and two == "[2/2] 02_b"
+        if terminal:
+            assert any(line.endswith("[1/2] 01_a: cell 3 of 9") for line in lines) and progress.lines == {}
+        else:
+            assert lines == ["[1/2] 01_a: starts", "[2/2] 02_b: starts", "[2/2] 02_b: 5 s", "[1/2] 01_a: 7 s"]
+
+
+def test_unknown_notebooks_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["77"], ["01,77"], ["01", "--jobs", "0"]):
+        monkeypatch.setattr(sys, "argv", ["execute.py", *words])
+        with pytest.raises(SystemExit):
+            execute.main()
+        assert "names must be of notebooks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["."], ["notebooks"], ["--nbval", "notebooks"]], ids=" ".join)
+def test_pytest_says_how_notebooks_are_tested(course, words: list[str]) -> None:
+    root, _ = course
+    cwd = root / "notebooks" if words == ["."] else root
+    done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 4 and "--nbval-lax" in done.stderr, done.stdout + done.stderr
+
+
+def test_pytest_of_the_whole_folder_collects_the_tests_and_no_script(course) -> None:
+    root, _ = course
+    (root / "tests").mkdir()
+    for name in ("conftest", "test_one"):
+        (root / "tests" / f"{name}.py").write_text(
+            '"""One."""\n\n\ndef test_one() -> None:\n    pass\n', encoding="utf-8"
+        )
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "."]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "tests/test_one.py::test_one" in done.stdout and "planar_helpers/run.py::" in done.stdout
+    assert "notebooks/" not in done.stdout and "build/" not in done.stdout
+
+
+def test_copies_for_the_lab_are_updated_until_they_are_edited(tmp_path: Path) -> None:
+    source, mine = tmp_path / "notebooks", tmp_path / "my_notebooks"
+    (source / "deeper").mkdir(parents=True)
+    for name in ("01_a", "02_b", "deeper/D1_c"):
+        (source / f"{name}.ipynb").write_text("old", encoding="utf-8")
+    assert lab.copy_notebooks(source, mine) == []
+    (mine / "01_a.ipynb").write_text("my own", encoding="utf-8")
+    (mine / "03_mine.ipynb").write_text("mine", encoding="utf-8")
+    assert lab.copy_notebooks(source, mine) == [], "an edited copy whose original stays is nothing to talk about"
+    for name in ("01_a", "02_b"):
+        (source / f"{name}.ipynb").write_text("new", encoding="utf-8")
+    assert lab.copy_notebooks(source, mine) == ["01_a.ipynb"]
+    read = {path.relative_to(mine).as_posix(): path.read_text(encoding="utf-8") for path in mine.rglob("*.ipynb")}
+    assert read == {"01_a.ipynb": "my own", "02_b.ipynb": "new", "deeper/D1_c.ipynb": "old", "03_mine.ipynb": "mine"}
+    (mine / "01_a.ipynb").unlink()
+    assert lab.copy_notebooks(source, mine) == [] and (mine / "01_a.ipynb").read_text(encoding="utf-8") == "new"
+    (mine / ".copied.json").unlink()
+    (source / "02_b.ipynb").write_text("newer", encoding="utf-8")
+    assert lab.copy_notebooks(source, mine) and (mine / "02_b.ipynb").read_text(encoding="utf-8") == "new", (
+        "in doubt, theirs"
+    )
+
+
+def test_the_lab_opens_a_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    called = {}
+
+    def run(command: list[str], env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess:
+        called.update(command=command, env=env, cwd=cwd)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(lab, "MINE", tmp_path)
+    monkeypatch.setattr(lab.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["lab.py"])
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.delenv("PLANAR_FIGURES")
+    assert lab.main() == 0
+    assert called["command"][-1] == str(tmp_path / "00_start_here.ipynb") and Path(called["command"][-1]).is_file()
+    assert "MPLBACKEND" not in called["env"] and called["cwd"] == ROOT
+    assert Path(called["env"]["PLANAR_FIGURES"]) == ROOT / "build" / "my_figures", "never into the gallery"
+
+
+@pytest.fixture()
+def stubs(tmp_path: Path) -> Path:
+    """A folder with a blank in its path: the Makefile, an environment, and tools that only note how they are called."""
+    root = tmp_path / "my course"
+    tools = root / "my env" / "bin"
+    tools.mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, root)
+    for tool in ("python", "ruff"):
+        note = f'#!/bin/sh\n{{ printf "{tool}"; for a; do printf "|%s" "$a"; done; '
+        note += 'echo "|$PLANAR_BUDGET|$PLANAR_FIGURES|$OMP_NUM_THREADS|$MPLBACKEND$PYTHONPATH"; } >> "$NOTES"\n'
+        (tools / tool).write_text(note, encoding="utf-8")
+        (tools / tool).chmod(0o755)
+    (root / "my env" / ".installed").touch()
+    return root
+
+
+def make(root: Path, *words: str) -> list[str]:
+    """The calls that make passes on, from a folder with a blank, under a user's own backend and search path."""
+    notes = root / "notes.txt"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PLANAR_", "MAKE"))}
+    environment |= {"NOTES": str(notes), "MPLBACKEND": "Agg", "PYTHONPATH": "elsewhere"}
+    done = subprocess.run(["make", "VENV=my env", *words], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return notes.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_passes_a_path_with_a_blank_and_what_was_asked_for(stubs: Path) -> None:
+    calls = make(stubs, "test")
+    assert [call.split("|")[0] for call in calls] == ["ruff", "ruff", "python", "python", "python"]
+    assert "|-m|mypy|" in calls[2] and "|tests|planar_helpers|" in calls[3]
+    assert (
+        calls[4].endswith(f"|notebooks|quick|{stubs}/build/test-figures|1|")
+        and "|--nbval-lax|--nbval-current-env|" in calls[4]
+    )
+    assert all(call.endswith("|1|") for call in calls[2:]), "one thread; no backend and no search path of the user's"
+    (call,) = make(stubs, "figures", "ONLY=08", "BUDGET=full", "JOBS=3")[5:]
+    assert call.startswith("python|notebooks/execute.py|--jobs|3|08|full|")
+    assert make(stubs, "notebooks")[6].startswith("python|notebooks/execute.py|--in-place|--jobs|2|full|")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_clean_leaves_my_notebooks(stubs: Path) -> None:
+    for name in ("my_notebooks", "build", "runs", "data"):
+        (stubs / name).mkdir()
+    subprocess.run(["make", "clean", "VENV=my env"], cwd=stubs, check=True, capture_output=True)
+    left = {path.name for path in stubs.iterdir()}
+    assert {"my_notebooks", "data"} <= left and not left & {"build", "runs", "my env"}
+
+
+def test_the_scripts_say_what_is_out_of_date(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    stale = tmp_path / "README.md"
+    stale.write_text("<!-- numbers from 07_x, in this order: a -->\nIt is 1.0.\n", encoding="utf-8")
+    monkeypatch.setattr(restate, "READMES", (stale,))
+    monkeypatch.setattr(restate, "ROOT", tmp_path)
+    monkeypatch.setattr(restate, "HERE", tmp_path)
+    (tmp_path / "figures" / "results").mkdir(parents=True)
+    numbers = {"numbers": {"a": {"value": 2.04, "tolerance": 0.1}}}
+    (tmp_path / "figures" / "results" / "07_x.json").write_text(json.dumps(numbers), encoding="utf-8")
+    assert restate.main(["--check"]) == 1 and "out of date" in capsys.readouterr().out and "1.0" in stale.read_text()
+    assert restate.main([]) == 0 and "It is 2.0.\n" in stale.read_text(encoding="utf-8")
+    assert restate.main(["--check"]) == 0
