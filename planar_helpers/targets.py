@@ -1,4 +1,4 @@
-"""Grids on the plane, and the paper's four test densities, p(z) ∝ exp(−energy(z, i)).
+"""The paper's four test densities, p(z) ∝ exp(−energy(z, i)).
 
 Three of the four energies do not grow along z_1, so their mass is infinite. `log_target` therefore adds a soft wall
 that is 0 inside [−4, 4]², the square on which the paper draws them.
@@ -67,7 +67,7 @@ def soft_wall(z: Tensor, half_width: float = 4.0, softness: float = 0.2) -> Tens
 def log_target(z: Tensor, i: int) -> Tensor:
     """Return −energy(z, i) − soft_wall(z), the log of test density i on the walled square, not normalised.
 
-    Its mass is finite for every i: `log_mass` on a grid over [−6, 6]² gives its log.
+    Its mass is finite for every i: `log_mass` of `grid` over [−6, 6]² gives its log.
 
     Shapes: z (..., 2); returns (...,), in nats. Raises ValueError as `energy`. Derived in:
     notebooks/04_fitting_densities, section "Why can three of them not be fitted as they stand?".
@@ -76,31 +76,6 @@ def log_target(z: Tensor, i: int) -> Tensor:
     (True, True)
     """
     return -energy(z, i) - soft_wall(z)
-
-
-def plane_grid(low: float = -4.0, high: float = 4.0, n: int = 201, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return the points z (n, n, 2) of a square grid, z[i, j] = (z_1, z_2) with z_1 along columns, z_2 along rows.
-
-    >>> plane_grid(-1, 1, 3)[0, 2].tolist()  # bottom right
-    [1.0, -1.0]
-    """
-    if n < 2 or not low < high:
-        raise ValueError(f"a grid needs n ≥ 2 and low < high, got n={n}, low={low}, high={high}")
-    axis = torch.linspace(low, high, n, dtype=dtype)
-    return torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
-
-
-def log_mass(z: Tensor, log_density: Tensor) -> Tensor:
-    """Return the log of ∫ exp(log_density), by the midpoint sum over a grid.
-
-    Shapes: z (n, n, 2) from `plane_grid`, log_density (..., n, n); returns (...,), in nats.
-
-    >>> z = plane_grid(-8, 8, 161)
-    >>> abs(log_mass(z, -0.5 * (z**2).sum(-1) - 1.8378770664).item()) < 1e-9
-    True
-    """
-    cell = (z[0, 1, 0] - z[0, 0, 0]) * (z[1, 0, 1] - z[0, 0, 1])
-    return torch.logsumexp(log_density.flatten(-2), dim=-1) + torch.log(cell)
 
 
 def _half_square(distance: Tensor, scale: float) -> Tensor:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from planar_helpers.targets import TARGETS, energy, log_mass, log_target, plane_grid, soft_wall
+from planar_helpers.grid import log_mass, plane_grid
+from planar_helpers.targets import TARGETS, energy, log_target, soft_wall
 
 
 def retyped_energy(x: float, y: float, i: int) -> float:
@@ -105,20 +106,3 @@ def test_bad_shapes_and_lengths_are_errors():
         energy(torch.zeros(5, 3), 1)
     with pytest.raises(ValueError, match="half_width and softness must be positive"):
         soft_wall(torch.zeros(2), softness=0.0)
-    with pytest.raises(ValueError, match="n ≥ 2"):
-        plane_grid(n=1)
-    with pytest.raises(ValueError, match="low < high"):
-        plane_grid(1.0, 1.0)
-
-
-def test_grid_runs_along_z1_in_columns():
-    z = plane_grid(-1, 1, 3)
-    assert z.shape == (3, 3, 2)
-    assert z[0, :, 0].tolist() == [-1, 0, 1] and z[:, 0, 1].tolist() == [-1, 0, 1]
-
-
-def test_log_mass_of_a_batch():
-    z = plane_grid(-8, 8, 161)
-    log_density = -0.5 * (z**2).sum(-1) - math.log(2 * math.pi)
-    masses = log_mass(z, torch.stack([log_density, log_density + 1]))
-    torch.testing.assert_close(masses, torch.tensor([0.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-9)

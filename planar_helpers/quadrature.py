@@ -1,0 +1,333 @@
+"""The truth about one image under a model with D = 2: log p(x) and p(z|x), by sums over lattices of the plane.
+
+Nothing here trains a model or looks at its encoder, except to lay a grid around q0 and qK. Values are per image, in
+nats, and computed in the model's own precision, in eval() mode.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from planar_helpers.elbo import gaussian_log_density
+from planar_helpers.grid import log_mass, plane_grid
+from planar_helpers.planar import check_int, identity_u
+from planar_helpers.vae import FlowPosterior, PlanarVAE, evaluating
+
+HALF_WIDTH = 8.0  # of a square; the first is centred at the origin, the others tile the plane around it
+SPACING = 0.1  # of a square's coarse lattice; level l has SPACING / 2^l
+MAX_LEVEL = 5
+# A cell is refined if a value at it is within so many nats of the image's largest one: at a deviation of 0.01 the
+# peak may stand 25 nats above its neighbours on the coarse lattice, 6 on the next, 1.6 on the one after.
+KEEP = (30.0, 24.0, 20.0, 18.0, 18.0, 18.0)
+LOOK_SPACING = 0.4  # of the lattice beyond the first square
+FARTHEST = 72.0  # radius, a whole number of squares: nothing is looked at beyond
+BEYOND = 12.0  # nats: mass that is certainly smaller than exp(−12) of what was found is not looked for
+ROUNDING = 8  # units in the last place of log p(x)
+TOPS = 4  # candidates for the main island, in each square
+
+
+class LogPx(NamedTuple):
+    """An estimate of log p(x) per image, and its own error: both (B,), in nats."""
+
+    log_px: Tensor
+    error: Tensor
+
+
+class PosteriorGrid(NamedTuple):
+    """One image on a grid z (n, n, 2): log p(z|x), log q0(z) and log qK(z), each (n, n), in nats."""
+
+    z: Tensor
+    log_posterior: Tensor
+    log_q0: Tensor
+    log_qK: Tensor
+
+    @property
+    def mass(self) -> Tensor:
+        """How much of p(z|x), q0 and qK the grid holds, (3,): 1 each, unless the grid is too small or too coarse."""
+        return log_mass(self.z, torch.stack(self[1:])).exp()
+
+
+@contextlib.contextmanager
+def measuring(model: PlanarVAE) -> Iterator[None]:
+    """As `evaluating`, without gradients; what is computed can be used anywhere, inference mode or not."""
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+        yield
+
+
+def exact_log_px(model: PlanarVAE, x: Tensor, tolerance: float = 0.008) -> LogPx:
+    """Integrate log p(x) = log ∫ p(x|z) p(z) dz over the plane, by sums over ever finer lattices.
+
+    Start from spacing 0.1 on [−8, 8]²; keep the cells with a corner within 30 nats of the image's largest value; halve
+    the spacing inside them, once always and then until the error is below `tolerance`, at most to 0.003. That resolves
+    deviations down to 0.01. The error of such a sum falls faster than any power of the spacing if p(x, z) is smooth; a
+    ReLU decoder has kinks, and it falls as spacing².
+
+    What lies outside is bounded: p(x|z) ≤ exp(−H), H = −Σ_i [x_i log x_i + (1 − x_i) log(1 − x_i)], so at most
+    exp(−H − R²/2) of p(x) comes from ‖z‖ > R. Up to the R where that is negligible, at most 72, a lattice of spacing
+    0.4 is looked at; squares of width 16 in which it finds a value worth adding are integrated as the first one.
+
+    The error is what the lattice says of itself, the largest disagreement between it and the four lattices of twice
+    the spacing that it consists of, at least a quarter of the level before's (they may agree by symmetry, but not twice
+    running), plus rounding, plus the bound for what lies beyond the look. Not covered: a spike between the points of a
+    lattice, much narrower than 0.05 in the first square or than 0.2 outside it, in a place where the lattice shows
+    next to nothing.
+
+    Shapes: x (B, d_x); log_px and error (B,), in nats. Weights that are not finite give NaN. Memory does not grow
+    with B. Raises ValueError for D ≠ 2, and for bad pixels as `PlanarVAE.encode`. Derived in:
+    notebooks/07_train_the_vae, section "How far is the bound from the truth?".
+    """
+    need_plane(model, "exact_log_px")
+    model.check_images(x)
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, got {tolerance!r}")
+    with measuring(model):
+        return _exact_log_px(model, x, tolerance)
+
+
+def posterior_grid(model: PlanarVAE, x: Tensor, n: int = 201) -> PosteriorGrid:
+    """Return the true posterior of one image, q0 and qK on a common square grid that holds them all.
+
+        log p(z|x) = log p(x|z) + log p(z) − log p(x);     log qK(z) = log q0(f⁻¹(z)) − Σ ladj, by `planar_inverse`
+
+    The result's `mass` says how much of each it does hold.
+
+    Shapes: x (1, d_x) or (d_x,); z (n, n, 2) as `grid.plane_grid`. Raises ValueError for D ≠ 2 or more than one image.
+    """
+    need_plane(model, "posterior_grid")
+    check_int("n", n, least=2)
+    x = x.unsqueeze(0) if isinstance(x, Tensor) and x.dim() == 1 else x
+    model.check_images(x)
+    if x.shape[0] != 1:
+        raise ValueError(f"x must be one image of shape ({model.d_x},) or (1, {model.d_x}), got {tuple(x.shape)}")
+    with measuring(model):
+        posterior, island, log_px = model.encode(x), _main_island(model, x, K=0), _exact_log_px(model, x).log_px
+        with repeatable(x, seed=0):
+            zK = posterior.rsample((2000,))[0].squeeze(1)
+        boxes = [(q.mu[0], torch.exp(0.5 * q.logvar[0])) for q in (posterior, island)]
+        boxes += [_mean_and_deviation(model, x), (zK.mean(0), zK.std(0))]
+        low = torch.stack([centre - 3.5 * width for centre, width in boxes]).amin(0)
+        high = torch.stack([centre + 3.5 * width for centre, width in boxes]).amax(0)
+        z = (low + high) / 2 + (high - low).max() / 2 * plane_grid(-1, 1, n, x.dtype).to(x.device)
+        return PosteriorGrid(
+            z,
+            model._log_joint(x, z.unsqueeze(-2)).squeeze(-1) - log_px,
+            gaussian_log_density(z, posterior.mu[0], posterior.logvar[0]),
+            posterior.double().log_prob(z.double().unsqueeze(-2)).squeeze(-1).to(x),
+        )
+
+
+def main_island(model: PlanarVAE, x: Tensor, K: int | None = None) -> FlowPosterior:
+    """Return a Gaussian on the main island of each image's exact posterior, with K steps that do nothing yet.
+
+    The main island is the one of most mass. Candidates are the highest points of a coarse lattice, those of most mass
+    within ±0.5 first, at least 0.5 apart. μ and σ are the exact posterior's mean and deviations there: sums over four
+    grids, each five of the deviations found before to either side. The last also gives the island's mass. The steps
+    have û = 0, w random in units of 1/σ (seeded), and hyperplanes through μ. K is the model's unless given.
+
+    So it is a start for `own_posterior` that lies where the posterior does, whatever the encoder says.
+
+    Shapes: x (B, d_x); the result's as `FlowPosterior`. Raises ValueError for D ≠ 2 or K < 0. Derived in:
+    notebooks/08_exact_posterior, section "Where does the flow matter most, and where least?".
+    """
+    need_plane(model, "main_island")
+    model.check_images(x)
+    K = model.K if K is None else K
+    check_int("K", K, least=0)
+    with measuring(model):
+        return _main_island(model, x, K)
+
+
+def need_plane(model: PlanarVAE, name: str) -> None:
+    """Raise ValueError unless the model's latent space is a plane."""
+    if model.D != 2:
+        raise ValueError(f"{name} integrates over a plane: D must be 2, got {model.D} (importance_log_px takes any D)")
+
+
+@contextlib.contextmanager
+def repeatable(x: Tensor, seed: int) -> Iterator[None]:
+    """Draw as after manual_seed(seed) on the device of x; afterwards the caller's random stream goes on as before."""
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _exact_log_px(model: PlanarVAE, x: Tensor, tolerance: float = 0.008) -> LogPx:
+    groups, beyond = _squares(model, x)
+    log_px, error = torch.full_like(beyond, -torch.inf), torch.zeros_like(beyond)
+    for lattices, which in groups:
+        for part in which.split(max(1, 500 // len(lattices))):
+            log_px[part], error[part] = _integrate(model, x[part], lattices, tolerance)
+    # log(1 + what may lie beyond the look, as a share of what was found)
+    error += F.softplus(beyond - log_px)
+    return LogPx(log_px.to(x), error.to(x))
+
+
+def _squares(model: PlanarVAE, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Find the squares that may hold mass: the first, and others that tile the plane around it.
+
+    Returns groups of images with the same squares, each as their coarse lattices (M, n, n, 2) and the numbers of the
+    images, and an upper bound (B,), in float64, for the log of what lies beyond all that was looked at.
+    """
+    first = _lattice(x, x.new_zeros(2))
+    log_px = torch.cat([_coarse_log_px(model, part, first) for part in x.split(500)] or [x[:, 0].double()])
+    most = (torch.special.xlogy(x, x) + torch.special.xlogy(1 - x, 1 - x)).double().sum(dim=1)  # −H ≥ log p(x|z)
+    reach = (2 * (most - log_px + BEYOND)).clamp(min=HALF_WIDTH**2).sqrt()
+    n = round(2 * FARTHEST / LOOK_SPACING)
+    edge = FARTHEST - LOOK_SPACING / 2
+    points = plane_grid(-edge, edge, n, x.dtype).flatten(0, 1).to(x.device)
+    points = points[points.abs().amax(dim=1) > HALF_WIDTH]
+    points = points[points.norm(dim=1).argsort(stable=True)]
+    across = round(FARTHEST / HALF_WIDTH)  # squares in a row, an odd number: the middle one is the first square
+    column, row = ((points + FARTHEST) // (2 * HALF_WIDTH)).long().unbind(dim=1)
+    square = across * row + column
+    found = log_px.new_full((len(x), across**2), -torch.inf)  # the highest value in each square
+    for part, its_square in zip(points.split(1000), square.split(1000), strict=True):
+        for which in (reach > part[0].norm()).nonzero().squeeze(1).split(5000):
+            log_joint = model._log_joint(x[which], part.unsqueeze(1)).double()  # (P, B)
+            for i in its_square.unique().tolist():
+                found[which, i] = found[which, i].maximum(log_joint[its_square == i].amax(dim=0))
+    found += 2 * math.log(LOOK_SPACING)
+    found[:, across**2 // 2] = log_px
+    needed = found > found.amax(dim=1, keepdim=True) - KEEP[0]
+    needed[:, across**2 // 2] = True
+    patterns, pattern = needed.unique(dim=0, return_inverse=True)
+    groups = []
+    for i, its_squares in enumerate(patterns):
+        centres = [x.new_tensor([j % across, j // across]) for j in its_squares.nonzero().squeeze(1).tolist()]
+        lattices = [_lattice(x, 2 * HALF_WIDTH * centre + HALF_WIDTH - FARTHEST) for centre in centres]
+        groups.append((torch.stack(lattices), (pattern == i).nonzero().squeeze(1)))
+    return groups, most - 0.5 * reach.clamp(max=FARTHEST) ** 2
+
+
+def _lattice(x: Tensor, centre: Tensor) -> Tensor:
+    """A square's points (n, n, 2), SPACING apart, on centre + [−HALF_WIDTH, HALF_WIDTH)²; point [i, j] = (z_1, z_2)."""
+    n = round(2 * HALF_WIDTH / SPACING)
+    return centre + plane_grid(-HALF_WIDTH, HALF_WIDTH - SPACING, n, x.dtype).to(x.device)
+
+
+def _coarse_log_px(model: PlanarVAE, x: Tensor, lattice: Tensor) -> Tensor:
+    log_joint = model._log_joint(x, lattice.unsqueeze(-2)).flatten(0, 1)
+    return torch.logsumexp(log_joint, dim=0).double() + 2 * math.log(SPACING)
+
+
+def _on_lattices(model: PlanarVAE, x: Tensor, lattices: Tensor) -> Tensor:
+    """Log p(x, z) on the points of M squares: (M, n, n, B)."""
+    return torch.stack([model._log_joint(x, lattice.unsqueeze(-2)) for lattice in lattices])
+
+
+def _integrate(model: PlanarVAE, x: Tensor, lattices: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Log of the integral over all the squares together, and its error: (B,), in float64."""
+    n = lattices.shape[1]
+    log_joint = _on_lattices(model, x, lattices)
+    log_px, spread = _from_sublattices(_sublattices(log_joint), SPACING)
+    error = spread.clone()
+    top, place = log_joint.flatten(0, 2).max(dim=0)
+    # A cell is kept if one of its four corners is near the image's largest value.
+    corners = F.pad(log_joint.permute(0, 3, 1, 2), (0, 1, 0, 1), value=-torch.inf)
+    largest = F.max_pool2d(corners, 2, stride=1).transpose(0, 1).flatten(1)  # (B, M n²)
+    alive = largest > (top - KEEP[0]).unsqueeze(1)
+    del log_joint, corners, largest
+    tile = (place // n // 10) * n + place % n // 10  # neighbours share cells: refine them together
+    for group in tile.argsort(stable=True).split(100):
+        group = group[log_px[group].isfinite()]  # nothing to refine in NaN, or where no point has any mass
+        for level in range(1, MAX_LEVEL + 1):
+            if len(group) == 0:
+                break
+            cells = alive[group].any(dim=0).nonzero().squeeze(1)
+            sums, tops = _refine(model, x[group], lattices.flatten(0, 2)[cells], level)
+            log_px[group], disagreement = _from_sublattices(sums, SPACING / 2**level)
+            # For second-order convergence a third of it; all of it while it falls more slowly.
+            own = torch.where(disagreement > 0.4 * spread[group], disagreement, disagreement / 3)
+            error[group], spread[group] = own.maximum(error[group] / 8), disagreement
+            # Keep a cell for the next level if it, or one beside it, holds a large enough value.
+            found = tops.new_full((len(lattices) * n * n, len(group)), -torch.inf).index_copy_(0, cells, tops)
+            near = F.max_pool2d(found.view(-1, n, n, len(group)).permute(0, 3, 1, 2), 3, stride=1, padding=1)
+            alive[group] &= near.transpose(0, 1).flatten(1) > (tops.amax(dim=0) - KEEP[level]).unsqueeze(1)
+            group = group[error[group] > tolerance]
+    return log_px, error + ROUNDING * torch.finfo(x.dtype).eps * log_px.abs()
+
+
+def _refine(model: PlanarVAE, x: Tensor, corners: Tensor, level: int) -> tuple[Tensor, Tensor]:
+    """Sum p(x, z) over the cells with these lower left corners (C, 2), on the lattice of this level.
+
+    Returns the log sums over its four sublattices (2, 2, B), and each cell's largest log p(x, z) (C, B).
+    """
+    n = 2**level
+    offsets = SPACING / n * torch.arange(n, dtype=x.dtype, device=x.device)
+    inside = torch.stack(torch.meshgrid(offsets, offsets, indexing="xy"), dim=-1)  # (n, n, 2)
+    sums, tops = [], []
+    for part in corners.split(max(1, 8192 // n**2)):
+        log_joint = model._log_joint(x, (part[:, None, None] + inside).unsqueeze(-2))  # (C, n, n, B)
+        tops.append(log_joint.amax(dim=(1, 2)))
+        sums.append(_sublattices(log_joint))
+    return torch.logsumexp(torch.stack(sums), dim=0), torch.cat(tops)
+
+
+def _sublattices(log_values: Tensor) -> Tensor:
+    """Log sums of exp(log_values) (C, n, n, B), n even, over the four lattices of every second point: (2, 2, B)."""
+    split = log_values.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (C, n/2, 2, n/2, 2, B)
+    return torch.logsumexp(split, dim=(0, 1, 3)).double()
+
+
+def _from_sublattices(sums: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
+    """The log integral (B,) from all points, and the largest disagreement with it of a sublattice, in nats."""
+    log_total = torch.logsumexp(sums, dim=(0, 1))
+    disagreement = (sums + 2 * math.log(2) - log_total).abs().amax(dim=(0, 1))
+    return log_total + 2 * math.log(spacing), disagreement / 3
+
+
+def _mean_and_deviation(model: PlanarVAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The posterior's mean (2,) and deviations (2,) for one image, from the coarse lattices, all islands together."""
+    ((lattices, _),) = _squares(model, x)[0]
+    points = lattices.flatten(0, 2)
+    share = torch.softmax(_on_lattices(model, x, lattices).flatten(), dim=0)
+    mean = share @ points
+    return mean, (share @ (points - mean) ** 2).sqrt()
+
+
+def _main_island(model: PlanarVAE, x: Tensor, K: int) -> FlowPosterior:
+    mean, sigma = x.new_zeros(len(x), 2), x.new_ones(len(x), 2)
+    for lattices, which in _squares(model, x)[0]:
+        for part in which.split(20):
+            starts, images = _tops(_on_lattices(model, x[part], lattices), lattices)
+            its_mean, its_sigma, mass = _moments(model, x[part][images], starts)
+            for i, its in zip(part.tolist(), (images == j for j in range(len(part))), strict=True):
+                best = mass[its].argmax()
+                mean[i], sigma[i] = its_mean[its][best], its_sigma[its][best]
+    generator = torch.Generator("cpu").manual_seed(0)
+    w = torch.randn(len(x), K, 2, generator=generator, dtype=x.dtype, device="cpu").to(x.device) / sigma.unsqueeze(1)
+    b = -(w * mean.unsqueeze(1)).sum(dim=-1)
+    return FlowPosterior(mean, 2 * sigma.log(), w, identity_u(w, model.constraint), b, constraint=model.constraint)
+
+
+def _tops(log_joint: Tensor, lattices: Tensor) -> tuple[Tensor, Tensor]:
+    """The candidates (P, 2) for a main island, and whose they are (P,), from log p(x, z) on lattices (M, n, n, B)."""
+    values = log_joint.permute(0, 3, 1, 2)
+    largest = F.max_pool2d(values, 11, stride=1, padding=5)
+    top = values.amax(dim=(0, 2, 3)).view(1, -1, 1, 1)
+    is_top = (values == largest) & (values > top - KEEP[0])
+    around = F.avg_pool2d((values - largest.clamp(min=torch.finfo(values.dtype).min)).exp(), 11, stride=1, padding=5)
+    score = torch.where(is_top, values + around.log(), -torch.inf).transpose(0, 1).flatten(1)  # (B, M n²)
+    best, place = score.topk(TOPS, dim=1)
+    best[:, 0] = torch.inf  # one at least, whatever the values
+    images, rank = (best > -torch.inf).nonzero(as_tuple=True)
+    return lattices.flatten(0, 2)[place[images, rank]], images
+
+
+def _moments(model: PlanarVAE, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and deviations (B, 2) and log mass (B,) of the island around each start (B, 2), one for each image."""
+    square = plane_grid(-1, 1, 31, x.dtype).to(x.device).flatten(0, 1).unsqueeze(1)  # (961, 1, 2)
+    sigma = torch.full_like(mean, SPACING)
+    for _ in range(4):
+        z = mean + 5 * sigma * square  # (961, B, 2), sigma/3 apart
+        log_joint = model._log_joint(x, z)
+        mass = torch.logsumexp(log_joint, dim=0) + 2 * math.log(1 / 3) + sigma.log().sum(dim=1)
+        share = torch.softmax(log_joint, dim=0).unsqueeze(-1)
+        mean = (share * z).sum(dim=0)
+        sigma = (share * (z - mean) ** 2).sum(dim=0).sqrt().maximum(sigma / 3)
+    return mean, sigma, mass
