@@ -20,6 +20,7 @@ from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import planar_helpers
+from planar_helpers.grid import log_mass, plane_grid
 from planar_helpers.planar import CONSTRAINTS as KNOWN
 from planar_helpers.planar import (
     CarriesConstraint,
@@ -31,7 +32,6 @@ from planar_helpers.planar import (
     planar_step,
 )
 from planar_helpers.planar import _solve_along_w as solve_along_w
-from planar_helpers.targets import log_mass, plane_grid
 
 CONSTRAINTS = ("paper", "shifted")
 seeds = st.integers(0, 2**31)
