@@ -76,6 +76,6 @@ install:
 			echo "and CPU, and give make what the line there has after the packages' names: make CPU='--index-url ...' figures"; exit 1; \
 		else "$(VENV)/bin/python" -m pip install -qq $(PIN) torch torchvision $(CPU); fi; fi
 	@if [ -w . ]; then "$(VENV)/bin/python" -m pip install -qq $(PIN) -e ".[test,lab]"; \
-		else copy=$$(mktemp -d) && cp -r pyproject.toml README.md LICENSE planar_helpers "$$copy" && \
+		else copy=$$(mktemp -d) && cp -r pyproject.toml README.md LICENSE planar_helpers "$$copy" && chmod -R u+w "$$copy" && \
 			"$(VENV)/bin/python" -m pip install -qq $(PIN) "$$copy[test,lab]" && rm -rf "$$copy"; fi
 	@touch "$(VENV)/.installed"
