@@ -261,3 +261,29 @@ def test_the_scripts_say_what_is_out_of_date(monkeypatch: pytest.MonkeyPatch, tm
     assert restate.main(["--check"]) == 1 and "out of date" in capsys.readouterr().out and "1.0" in stale.read_text()
     assert restate.main([]) == 0 and "It is 2.0.\n" in stale.read_text(encoding="utf-8")
     assert restate.main(["--check"]) == 0
+
+
+def test_what_differs_from_run_to_run_is_dropped() -> None:
+    made = notebook("print(1)", alt="a line")
+    picture = nbformat.v4.new_output("display_data", data={"image/png": "aa"}, metadata={"image/png": {"width": 3}})
+    widget = nbformat.v4.new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {}})
+    streams = [nbformat.v4.new_output("stream", name=name, text="1") for name in ("stdout", "stderr")]
+    made.cells[1].outputs = [*streams, widget, picture]
+    execute.clean(made)
+    assert made.metadata == {"kernelspec": execute.KERNEL, "language_info": {"name": "python"}}
+    assert made.cells[1].metadata == {"tags": ["a"], "alt": "a line"} and made.cells[0].metadata == {}
+    assert [output.get("name", "picture") for output in made.cells[1].outputs] == ["stdout", "picture"]
+    assert made.cells[1].outputs[1].metadata == {"image/png": {"width": 3, "alt": "a line"}}
+    assert execute.figures_in(made) == 1
+
+
+def test_a_kernel_gets_surroundings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MPLBACKEND", "PYTHONWARNINGS", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("PYTHONPATH", "theirs")
+    monkeypatch.setenv("PLANAR_DATA", "data here")
+    given = execute.surroundings("folder")
+    assert given["OMP_NUM_THREADS"] == given["MKL_NUM_THREADS"] == "1" and "PYTHONWARNINGS" not in given
+    assert given["MPLBACKEND"].endswith("backend_inline") and given["IPYTHONDIR"] == "folder"
+    assert given["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "theirs"]
+    assert given["PLANAR_DATA"] == str(Path.cwd() / "data here")

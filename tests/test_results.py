@@ -164,6 +164,7 @@ def test_the_committed_values_are_compared_whatever_lies_in_the_folder(tmp_path:
     content["numbers"]["a"]["value"] = 5.0
     (folder / "07_x.json").write_text(json.dumps(content), encoding="utf-8")
     (folder / "08_new.json").write_text(json.dumps(content), encoding="utf-8")
+    subprocess.run([*git, "add", "."], check=True, capture_output=True)
     assert results.committed_numbers(folder) == ({"07_x: a": (1.0, 0.1)}, "the committed values")
 
 
