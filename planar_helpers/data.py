@@ -99,6 +99,23 @@ def binarise(images: Images, seed: int = 0) -> Images:
     return images._replace(train=train, test=test, name=f"{images.name}, binarised")
 
 
+def check_images(images: Images, d_x: int | None = None) -> None:
+    """Raise TypeError or ValueError unless these are Images, with rows of d_x bytes (of any number without d_x)."""
+    if not isinstance(images, Images):
+        raise TypeError(f"images must be Images, as load_images returns them, got {type(images).__name__}")
+    for name in ("train", "test"):
+        check_pixels(f"images.{name}", getattr(images, name), d_x)
+
+
+def check_pixels(name: str, pixels: Tensor, d_x: int | None, least: int = 1) -> None:
+    """Raise TypeError or ValueError unless the pixels are bytes, at least so many rows of d_x."""
+    if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
+        found = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
+        raise TypeError(f"{name} must be a tensor of uint8, got {found}")
+    if pixels.dim() != 2 or pixels.shape[1] != (d_x or pixels.shape[1]) or len(pixels) < least:
+        raise ValueError(f"{name} must have shape (N ≥ {least}, {d_x or 'd_x'}), got {tuple(pixels.shape)}")
+
+
 def _announce(images: Images) -> Images:
     say(f"{images.name}: {len(images.train)} training and {len(images.test)} test images")
     return images

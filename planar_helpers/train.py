@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from planar_helpers import elbo, planar
 from planar_helpers.checkpoint import Checkpoint, Code, Run, pixels_version, restore, run_name
-from planar_helpers.data import Images, to_float
+from planar_helpers.data import Images, check_images, check_pixels, to_float
 from planar_helpers.elbo import ElboTerms
 from planar_helpers.planar import check_int
 from planar_helpers.run import by_budget, folder, pick_device, say, seed_all
@@ -117,7 +117,7 @@ def mean_terms(model: PlanarVAE, images: Tensor, batch_size: int = 2000) -> Elbo
     The model is measured in eval() mode, and left in the mode it was in.
     """
     _check_model(model)
-    _check_pixels("images", images, model.d_x, least=0)
+    check_pixels("images", images, model.d_x, least=0)
     total = torch.zeros(4, dtype=torch.float64, device=images.device)
     dtype = next(model.parameters()).dtype
     with evaluating(model):
@@ -162,7 +162,7 @@ def train_or_load(
     Raises as `PlanarVAE` and `fit`, ValueError for a damaged file under runs/, and RuntimeError if the code that
     trains was replaced after it was imported.
     """
-    _check_images(images)
+    check_images(images)
     unknown = sorted(set(fit_settings) - set(FIT_DEFAULTS))
     if unknown:
         raise TypeError(f"train_or_load has no setting {unknown[0]!r}: those of fit are {', '.join(FIT_DEFAULTS)}")
@@ -177,7 +177,9 @@ def train_or_load(
     settings = run_settings(model, images, **fit_settings)
     run = Run(folder("runs"), run_name(settings), epochs)
     if run.finished(epochs).is_file():  # read without the lock: it may lie on a disk that cannot be written to
-        history = _load(run, settings, model)
+        means: dict[str, list[Tensor]] = {}
+        restore(run.finished(epochs), settings, model, means)
+        history = _history(means)
     else:
         with run.lock():
             history = fit(model, images, checkpoint=run, progress=progress, **fit_settings)
@@ -236,7 +238,7 @@ def _check_fit(
     seed: int,
 ) -> tuple[int, int, float, float, int]:  # fmt: skip
     """Raise ValueError or TypeError for what cannot be trained with; return the numbers as Python's own."""
-    _check_images(images, model.d_x)
+    check_images(images, model.d_x)
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise ValueError("model was made inside torch.inference_mode and cannot be trained: make it outside")
     epochs, batch_size, lr, weight_decay, seed = map(_plain, (epochs, batch_size, lr, weight_decay, seed))
@@ -262,56 +264,27 @@ def _check_model(model: PlanarVAE) -> None:
         raise TypeError(f"model must be float32 or float64, got {', '.join(sorted(map(str, dtypes)))}")
 
 
-def _check_images(images: Images, d_x: int | None = None) -> None:
-    if not isinstance(images, Images):
-        raise TypeError(f"images must be Images, as load_images returns them, got {type(images).__name__}")
-    for name in ("train", "test"):
-        _check_pixels(f"images.{name}", getattr(images, name), d_x)
-
-
-def _check_pixels(name: str, pixels: Tensor, d_x: int | None, least: int = 1) -> None:
-    if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
-        found = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
-        raise TypeError(f"{name} must be a tensor of uint8, got {found}")
-    if pixels.dim() != 2 or pixels.shape[1] != (d_x or pixels.shape[1]) or len(pixels) < least:
-        raise ValueError(f"{name} must have shape (N ≥ {least}, {d_x or 'd_x'}), got {tuple(pixels.shape)}")
-
-
 def _check_finite(means: Tensor, epoch: int, lr: float) -> None:
     if not bool(torch.isfinite(means).all()):
         raise FloatingPointError(f"the loss is not finite in epoch {epoch + 1}: lower lr (it is {lr})")
 
 
-def _load(run: Run, settings: dict[str, Any], model: PlanarVAE) -> History:
-    means: dict[str, list[Tensor]] = {}
-    restore(run.finished(run.asked), settings, model, means)
-    return _history(means)
-
-
 def _history(means: dict[str, list[Tensor]]) -> History:
-    return History(*(_as_terms(means[part]) for part in ("train", "test")))
-
-
-def _as_terms(means: list[Tensor]) -> ElboTerms:
-    return ElboTerms(*torch.stack(means, dim=1))  # (4, epochs)
+    return History(*(ElboTerms(*torch.stack(means[part], dim=1)) for part in ("train", "test")))
 
 
 def _progress_bar(start: int, epochs: int, means: dict[str, list[Tensor]], enabled: bool) -> Iterator[int]:
     """Yield the epochs; show a text bar in a terminal or notebook, and about ten plain lines in a log."""
     open_stderr = sys.stderr is not None and not getattr(sys.stderr, "closed", False)  # pythonw has none
-    live = open_stderr and (sys.stderr.isatty() or _in_notebook())
+    in_notebook = "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel")
+    live = open_stderr and (sys.stderr.isatty() or in_notebook)
     bar = tqdm(
         range(start, epochs), initial=start, total=epochs, desc="training", unit="epoch", leave=False,
         disable=not (enabled and live),
     )  # fmt: skip
     for epoch in bar:
         yield epoch
-        train, test = (_as_terms(means[part][-1:]).elbo.item() for part in ("train", "test"))
+        train, test = (ElboTerms(*means[part][-1]).elbo.item() for part in ("train", "test"))
         bar.set_postfix_str(f"ELBO train {train:.1f}, test {test:.1f}")
         if enabled and open_stderr and not live and (epoch + 1) % max(epochs // 10, 1) == 0:
             say(f"epoch {epoch + 1} of {epochs}: ELBO train {train:.1f}, test {test:.1f} nats", sys.stderr)
-
-
-def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
