@@ -154,13 +154,13 @@ def along_z1(d_x: int, w1, b1, w2, b2) -> PlanarVAE:
 
 def log_px_along_z1(model: PlanarVAE, x: torch.Tensor) -> torch.Tensor:
     """∫ p(x|z_1) N(z_1) dz_1 by a fine sum; the integral over z_2 is exactly 1."""
-    z_1 = torch.linspace(-80, 80, 1_600_001, dtype=torch.float64)
+    z_1 = torch.linspace(-80, 80, 800_001, dtype=torch.float64)
     with torch.no_grad():
         hidden = torch.relu(z_1.unsqueeze(1) * model.decoder[0].weight[:, 0] + model.decoder[0].bias)
         logit = hidden @ model.decoder[2].weight[0] + model.decoder[2].bias[0]
     one, zero = x.sum(1, keepdim=True), (1 - x).sum(1, keepdim=True)
     log_likelihood = -one * nn.functional.softplus(-logit) - zero * nn.functional.softplus(logit)
-    return torch.logsumexp(log_likelihood - 0.5 * z_1**2, dim=1) - 0.5 * math.log(2 * math.pi) + math.log(1e-4)
+    return torch.logsumexp(log_likelihood - 0.5 * z_1**2, dim=1) - 0.5 * math.log(2 * math.pi) + math.log(2e-4)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_quadrature_looks_beyond_its_first_square(w1, b1, w2, b2, truth: float, 
     assert abs(log_px.item() - truth) <= error.item() + 1e-4 and error.item() <= 0.01
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(12))
 def test_quadrature_of_decoders_that_look_at_z1_is_within_its_error(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     hidden, d_x = 1 + seed % 4, (3, 30, 784)[seed % 3]
