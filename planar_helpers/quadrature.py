@@ -71,9 +71,10 @@ def exact_log_px(model: PlanarVAE, x: Tensor, tolerance: float = 0.008) -> LogPx
     exp(−H − R²/2) of p(x) comes from ‖z‖ > R. Up to the R where that is negligible, at most 72, a lattice of spacing
     0.4 is looked at; squares of width 16 in which it finds a value worth adding are integrated as the first one.
 
-    The error is what the lattice says of itself, the largest disagreement between it and the four lattices of twice
-    the spacing that it consists of, at least a quarter of the level before's (they may agree by symmetry, but not twice
-    running), plus rounding, plus the bound for what lies beyond the look. Not covered: a spike between the points of a
+    The error is an estimate, no bound: a third of the largest disagreement between the lattice and the four of twice
+    the spacing that it consists of (all of it while that falls slowly), at least an eighth of the level before's, plus
+    rounding, plus the bound for what lies beyond the look. Kinks parallel to an axis can make it too small: by up to a
+    factor 3 in decoders that depend on z_1 only. Not covered: a spike between the points of a
     lattice, much narrower than 0.05 in the first square or than 0.2 outside it, in a place where the lattice shows
     next to nothing.
 
