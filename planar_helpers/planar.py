@@ -211,8 +211,8 @@ class _SolveAlongWForward(_SolveAlongW):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        # torch switches forward mode off in here, for outer derivatives too, and a jvp of a jvp would be wrong without a
-        # word: switch it on again (inference_mode does), on the values that this derivative does not see.
+        # torch switches forward mode off in here, for outer derivatives too, and a jvp of a jvp would be wrong without
+        # a word: switch it on again (inference_mode does), on the values that this derivative does not see.
         with torch.inference_mode(False):
             target, slack, d_target, d_slack = (
                 torch.autograd.forward_ad.unpack_dual(t).primal for t in (*ctx.saved_tensors, *tangents)
