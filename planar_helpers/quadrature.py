@@ -18,6 +18,7 @@ from planar_helpers.grid import log_mass, plane_grid
 from planar_helpers.planar import check_int, identity_u
 from planar_helpers.vae import FlowPosterior, PlanarVAE, evaluating
 
+TURN = 0.6  # radians of the lattices against the axes: a kink parallel to an axis then meets them at every phase
 HALF_WIDTH = 8.0  # of a square; the first is centred at the origin, the others tile the plane around it
 SPACING = 0.1  # of a square's coarse lattice; level l has SPACING / 2^l
 MAX_LEVEL = 5
@@ -189,7 +190,7 @@ def _squares(model: PlanarVAE, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], 
     found = log_px.new_full((len(x), across**2), -torch.inf)  # the highest value in each square
     for part, its_square in zip(points.split(1000), square.split(1000), strict=True):
         for which in (reach > part[0].norm()).nonzero().squeeze(1).split(5000):
-            log_joint = model._log_joint(x[which], part.unsqueeze(1)).double()  # (P, B)
+            log_joint = _at(model, x[which], part.unsqueeze(1)).double()  # (P, B)
             for i in its_square.unique().tolist():
                 found[which, i] = found[which, i].maximum(log_joint[its_square == i].amax(dim=0))
     found += 2 * math.log(LOOK_SPACING)
@@ -211,22 +212,32 @@ def _lattice(x: Tensor, centre: Tensor) -> Tensor:
     return centre + plane_grid(-HALF_WIDTH, HALF_WIDTH - SPACING, n, x.dtype).to(x.device)
 
 
+def _turned(points: Tensor) -> Tensor:
+    """Where the points (..., 2) of a lattice lie in the plane of z."""
+    cos, sin = math.cos(TURN), math.sin(TURN)
+    return points @ points.new_tensor([[cos, sin], [-sin, cos]])
+
+
+def _at(model: PlanarVAE, x: Tensor, points: Tensor) -> Tensor:
+    """Log p(x, z) at the points (..., 1, 2) of a lattice: (..., B)."""
+    return model._log_joint(x, _turned(points))
+
+
 def _coarse_log_px(model: PlanarVAE, x: Tensor, lattice: Tensor) -> Tensor:
-    log_joint = model._log_joint(x, lattice.unsqueeze(-2)).flatten(0, 1)
+    log_joint = _at(model, x, lattice.unsqueeze(-2)).flatten(0, 1)
     return torch.logsumexp(log_joint, dim=0).double() + 2 * math.log(SPACING)
 
 
 def _on_lattices(model: PlanarVAE, x: Tensor, lattices: Tensor) -> Tensor:
     """Log p(x, z) on the points of M squares: (M, n, n, B)."""
-    return torch.stack([model._log_joint(x, lattice.unsqueeze(-2)) for lattice in lattices])
+    return torch.stack([_at(model, x, lattice.unsqueeze(-2)) for lattice in lattices])
 
 
 def _integrate(model: PlanarVAE, x: Tensor, lattices: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Log of the integral over all the squares together, and its error: (B,), in float64."""
     n = lattices.shape[1]
     log_joint = _on_lattices(model, x, lattices)
-    log_px, spread = _from_sublattices(_sublattices(log_joint), SPACING)
-    error = spread.clone()
+    log_px, error = _from_sublattices(_sublattices(log_joint), SPACING)
     top, place = log_joint.flatten(0, 2).max(dim=0)
     # A cell is kept if one of its four corners is near the image's largest value.
     corners = F.pad(log_joint.permute(0, 3, 1, 2), (0, 1, 0, 1), value=-torch.inf)
@@ -242,9 +253,7 @@ def _integrate(model: PlanarVAE, x: Tensor, lattices: Tensor, tolerance: float) 
             cells = alive[group].any(dim=0).nonzero().squeeze(1)
             sums, tops = _refine(model, x[group], lattices.flatten(0, 2)[cells], level)
             log_px[group], disagreement = _from_sublattices(sums, SPACING / 2**level)
-            # For second-order convergence a third of it; all of it while it falls more slowly.
-            own = torch.where(disagreement > 0.4 * spread[group], disagreement, disagreement / 3)
-            error[group], spread[group] = own.maximum(error[group] / 8), disagreement
+            error[group] = disagreement.maximum(error[group] / 16)
             # Keep a cell for the next level if it, or one beside it, holds a large enough value.
             found = tops.new_full((len(lattices) * n * n, len(group)), -torch.inf).index_copy_(0, cells, tops)
             near = F.max_pool2d(found.view(-1, n, n, len(group)).permute(0, 3, 1, 2), 3, stride=1, padding=1)
@@ -263,7 +272,7 @@ def _refine(model: PlanarVAE, x: Tensor, corners: Tensor, level: int) -> tuple[T
     inside = torch.stack(torch.meshgrid(offsets, offsets, indexing="xy"), dim=-1)  # (n, n, 2)
     sums, tops = [], []
     for part in corners.split(max(1, 8192 // n**2)):
-        log_joint = model._log_joint(x, (part[:, None, None] + inside).unsqueeze(-2))  # (C, n, n, B)
+        log_joint = _at(model, x, (part[:, None, None] + inside).unsqueeze(-2))  # (C, n, n, B)
         tops.append(log_joint.amax(dim=(1, 2)))
         sums.append(_sublattices(log_joint))
     return torch.logsumexp(torch.stack(sums), dim=0), torch.cat(tops)
@@ -279,13 +288,13 @@ def _from_sublattices(sums: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
     """The log integral (B,) from all points, and the largest disagreement with it of a sublattice, in nats."""
     log_total = torch.logsumexp(sums, dim=(0, 1))
     disagreement = (sums + 2 * math.log(2) - log_total).abs().amax(dim=(0, 1))
-    return log_total + 2 * math.log(spacing), disagreement / 3
+    return log_total + 2 * math.log(spacing), disagreement
 
 
 def _mean_and_deviation(model: PlanarVAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """The posterior's mean (2,) and deviations (2,) for one image, from the coarse lattices, all islands together."""
     ((lattices, _),) = _squares(model, x)[0]
-    points = lattices.flatten(0, 2)
+    points = _turned(lattices.flatten(0, 2))
     share = torch.softmax(_on_lattices(model, x, lattices).flatten(), dim=0)
     mean = share @ points
     return mean, (share @ (points - mean) ** 2).sqrt()
@@ -296,7 +305,7 @@ def _main_island(model: PlanarVAE, x: Tensor, K: int) -> FlowPosterior:
     for lattices, which in _squares(model, x)[0]:
         for part in which.split(20):
             starts, images = _tops(_on_lattices(model, x[part], lattices), lattices)
-            its_mean, its_sigma, mass = _moments(model, x[part][images], starts)
+            its_mean, its_sigma, mass = _moments(model, x[part][images], _turned(starts))
             for i, its in zip(part.tolist(), (images == j for j in range(len(part))), strict=True):
                 best = mass[its].argmax()
                 mean[i], sigma[i] = its_mean[its][best], its_sigma[its][best]

@@ -190,7 +190,7 @@ def test_quadrature_of_decoders_that_look_at_z1_is_within_its_error(seed: int) -
     x = torch.rand(3, d_x, generator=generator, dtype=torch.float64).round()
     x[0] = 1
     log_px, error = exact_log_px(model, x)
-    assert ((log_px - log_px_along_z1(model, x)).abs() <= error).all()
+    assert ((log_px - log_px_along_z1(model, x)).abs() <= error + 1e-7).all()  # 1e-7: the fine sum's own
     assert (error <= 0.01).all()
 
 
