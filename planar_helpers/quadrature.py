@@ -25,6 +25,7 @@ MAX_LEVEL = 5
 # A cell is refined if a value at it is within so many nats of the image's largest one: at a deviation of 0.01 the
 # peak may stand 25 nats above its neighbours on the coarse lattice, 6 on the next, 1.6 on the one after.
 KEEP = (30.0, 24.0, 20.0, 18.0, 18.0, 18.0)
+TOLERANCE = 0.02  # nats: the error at which refinement ends
 LOOK_SPACING = 0.4  # of the lattice beyond the first square
 FARTHEST = 72.0  # radius, a whole number of squares: nothing is looked at beyond
 BEYOND = 12.0  # nats: mass that is certainly smaller than exp(−12) of what was found is not looked for
@@ -60,24 +61,24 @@ def measuring(model: PlanarVAE) -> Iterator[None]:
         yield
 
 
-def exact_log_px(model: PlanarVAE, x: Tensor, tolerance: float = 0.008) -> LogPx:
+def exact_log_px(model: PlanarVAE, x: Tensor, tolerance: float = TOLERANCE) -> LogPx:
     """Integrate log p(x) = log ∫ p(x|z) p(z) dz over the plane, by sums over ever finer lattices.
 
     Start from spacing 0.1 on [−8, 8]²; keep the cells with a corner within 30 nats of the image's largest value; halve
     the spacing inside them, once always and then until the error is below `tolerance`, at most to 0.003. That resolves
     deviations down to 0.01. The error of such a sum falls faster than any power of the spacing if p(x, z) is smooth; a
-    ReLU decoder has kinks, and it falls as spacing².
+    ReLU decoder has kinks, and it falls as spacing². The lattices are turned by 0.6 rad against the axes, so that a
+    kink parallel to an axis meets them at every phase.
 
     What lies outside is bounded: p(x|z) ≤ exp(−H), H = −Σ_i [x_i log x_i + (1 − x_i) log(1 − x_i)], so at most
     exp(−H − R²/2) of p(x) comes from ‖z‖ > R. Up to the R where that is negligible, at most 72, a lattice of spacing
     0.4 is looked at; squares of width 16 in which it finds a value worth adding are integrated as the first one.
 
-    The error is an estimate, no bound: a third of the largest disagreement between the lattice and the four of twice
-    the spacing that it consists of (all of it while that falls slowly), at least an eighth of the level before's, plus
-    rounding, plus the bound for what lies beyond the look. Kinks parallel to an axis can make it too small: by up to a
-    factor 3 in decoders that depend on z_1 only. Not covered: a spike between the points of a
-    lattice, much narrower than 0.05 in the first square or than 0.2 outside it, in a place where the lattice shows
-    next to nothing.
+    The error is what the lattice says of itself: the largest disagreement between it and the four lattices of twice
+    the spacing that it consists of, at least a sixteenth of the error of the level before (they may agree by symmetry,
+    but not twice running), plus rounding, plus the bound for what lies beyond the look. It is an estimate, and mostly
+    several times too large. Not covered: a spike between the points of a lattice, much narrower than 0.05 in the first
+    square or than 0.2 outside it, in a place where the lattice shows next to nothing.
 
     Shapes: x (B, d_x); log_px and error (B,), in nats. Weights that are not finite give NaN. Memory does not grow
     with B. Raises ValueError for D ≠ 2, and for bad pixels as `PlanarVAE.encode`. Derived in:
@@ -107,7 +108,11 @@ def posterior_grid(model: PlanarVAE, x: Tensor, n: int = 201) -> PosteriorGrid:
     if x.shape[0] != 1:
         raise ValueError(f"x must be one image of shape ({model.d_x},) or (1, {model.d_x}), got {tuple(x.shape)}")
     with measuring(model):
-        posterior, island, log_px = model.encode(x), _main_island(model, x, K=0), _exact_log_px(model, x).log_px
+        posterior, island, log_px = (
+            model.encode(x),
+            _main_island(model, x, K=0),
+            _exact_log_px(model, x, TOLERANCE).log_px,
+        )
         with repeatable(x, seed=0):
             zK = posterior.rsample((2000,))[0].squeeze(1)
         boxes = [(q.mu[0], torch.exp(0.5 * q.logvar[0])) for q in (posterior, island)]
@@ -158,7 +163,7 @@ def repeatable(x: Tensor, seed: int) -> Iterator[None]:
         yield
 
 
-def _exact_log_px(model: PlanarVAE, x: Tensor, tolerance: float = 0.008) -> LogPx:
+def _exact_log_px(model: PlanarVAE, x: Tensor, tolerance: float) -> LogPx:
     groups, beyond = _squares(model, x)
     log_px, error = torch.full_like(beyond, -torch.inf), torch.zeros_like(beyond)
     for lattices, which in groups:
@@ -175,26 +180,24 @@ def _squares(model: PlanarVAE, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], 
     Returns groups of images with the same squares, each as their coarse lattices (M, n, n, 2) and the numbers of the
     images, and an upper bound (B,), in float64, for the log of what lies beyond all that was looked at.
     """
-    first = _lattice(x, x.new_zeros(2))
-    log_px = torch.cat([_coarse_log_px(model, part, first) for part in x.split(500)] or [x[:, 0].double()])
     most = (torch.special.xlogy(x, x) + torch.special.xlogy(1 - x, 1 - x)).double().sum(dim=1)  # −H ≥ log p(x|z)
-    reach = (2 * (most - log_px + BEYOND)).clamp(min=HALF_WIDTH**2).sqrt()
     n = round(2 * FARTHEST / LOOK_SPACING)
     edge = FARTHEST - LOOK_SPACING / 2
     points = plane_grid(-edge, edge, n, x.dtype).flatten(0, 1).to(x.device)
-    points = points[points.abs().amax(dim=1) > HALF_WIDTH]
     points = points[points.norm(dim=1).argsort(stable=True)]
     across = round(FARTHEST / HALF_WIDTH)  # squares in a row, an odd number: the middle one is the first square
     column, row = ((points + FARTHEST) // (2 * HALF_WIDTH)).long().unbind(dim=1)
     square = across * row + column
-    found = log_px.new_full((len(x), across**2), -torch.inf)  # the highest value in each square
-    for part, its_square in zip(points.split(1000), square.split(1000), strict=True):
+    found = most.new_full((len(x), across**2), -torch.inf)  # the highest value in each square
+    reach = most.new_full((len(x),), torch.inf)
+    for part, its_square in zip(points.split(1000), square.split(1000), strict=True):  # from the origin outwards
         for which in (reach > part[0].norm()).nonzero().squeeze(1).split(5000):
-            log_joint = _at(model, x[which], part.unsqueeze(1)).double()  # (P, B)
+            log_joint = _at(model, x[which], part.unsqueeze(1))  # (P, B)
             for i in its_square.unique().tolist():
-                found[which, i] = found[which, i].maximum(log_joint[its_square == i].amax(dim=0))
-    found += 2 * math.log(LOOK_SPACING)
-    found[:, across**2 // 2] = log_px
+                found[which, i] = found[which, i].maximum(log_joint[its_square == i].amax(dim=0).double())
+        # the lattice's highest value, times its cell, is a first estimate of p(x): too low rather than too high
+        lowest = found.amax(dim=1) + 2 * math.log(LOOK_SPACING)
+        reach = (2 * (most - lowest + BEYOND)).clamp(min=HALF_WIDTH**2).sqrt()
     needed = found > found.amax(dim=1, keepdim=True) - KEEP[0]
     needed[:, across**2 // 2] = True
     patterns, pattern = needed.unique(dim=0, return_inverse=True)
@@ -221,11 +224,6 @@ def _turned(points: Tensor) -> Tensor:
 def _at(model: PlanarVAE, x: Tensor, points: Tensor) -> Tensor:
     """Log p(x, z) at the points (..., 1, 2) of a lattice: (..., B)."""
     return model._log_joint(x, _turned(points))
-
-
-def _coarse_log_px(model: PlanarVAE, x: Tensor, lattice: Tensor) -> Tensor:
-    log_joint = _at(model, x, lattice.unsqueeze(-2)).flatten(0, 1)
-    return torch.logsumexp(log_joint, dim=0).double() + 2 * math.log(SPACING)
 
 
 def _on_lattices(model: PlanarVAE, x: Tensor, lattices: Tensor) -> Tensor:

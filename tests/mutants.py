@@ -1,0 +1,126 @@
+"""`make mutants`: change one thing of the package at a time, and see that the tests which guard it fail.
+
+Each mutant is one replacement of a text that stands in its file once, and the tests that must notice. Each runs in a
+copy of its own. A mutant that no test notices is printed, and the exit code is 1.
+
+    python tests/mutants.py [--jobs 2] [words that the mutant's file or text must hold]
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("planar_helpers", "tests", "notebooks", "pyproject.toml", "README.md", "environment.yml")
+SECONDS = 60  # a mutant may loop for ever: that is noticed, too
+
+
+class Mutant(NamedTuple):
+    """One change, and the tests that must notice it, as arguments of pytest."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+def mutants() -> list[Mutant]:
+    """Read tests/mutants.json."""
+    entries = json.loads((ROOT / "tests" / "mutants.json").read_text(encoding="utf-8"))
+    return [Mutant(**entry) for entry in entries]
+
+
+def run(mutant: Mutant) -> tuple[int, str]:
+    """Return pytest's exit code, and what it printed, for a copy of the project with the change made.
+
+    Runs in a process of its own, forked from one that has imported PyTorch, but nothing of the project.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mutant-"))
+    try:
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, folder / name)
+        path = folder / mutant.file
+        text = path.read_text(encoding="utf-8")
+        if mutant.old and text.count(mutant.old) != 1:
+            return -1, f"the text stands {text.count(mutant.old)} times in {mutant.file}"
+        path.write_text(text.replace(mutant.old, mutant.new) if mutant.old else text, encoding="utf-8")
+        os.chdir(folder)
+        os.environ |= {"PYTHONPATH": str(folder), "PLANAR_RUNS": str(folder / "runs")}
+        sys.path.insert(0, str(folder))
+        signal.signal(signal.SIGALRM, _too_long)
+        signal.alarm(SECONDS)
+        import pytest
+
+        options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={folder}"]
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            try:
+                code = int(pytest.main([*options, *shlex.split(mutant.tests)]))
+            except _TooLong:
+                code = 1
+        signal.alarm(0)
+        return code, printed.getvalue()
+    finally:
+        os.chdir(ROOT)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _TooLong(BaseException):
+    """Raised in a mutant that runs for longer than SECONDS; no test catches it by mistake."""
+
+
+def _too_long(*_: object) -> None:
+    raise _TooLong
+
+
+def main() -> int:
+    """Run all mutants, and each selection of tests once without a mutant, where it must pass."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="only mutants whose file or text holds one of these words")
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    chosen = [m for m in mutants() if not arguments.words or any(w in m.file + m.old + m.new for w in arguments.words)]
+    clean = [Mutant(m.file, "", "", tests) for tests, m in {m.tests: m for m in chosen}.items()]
+    os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONDONTWRITEBYTECODE": "1"}
+    # imported once, here, so that each fork has them: a mutant then costs its tests, not PyTorch's import
+    import hypothesis  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import pytest  # noqa: F401
+    import sklearn.datasets  # noqa: F401
+    import torch
+    import torchvision.datasets  # noqa: F401
+
+    torch.set_num_threads(1)
+    begin, failures = time.monotonic(), []
+    with multiprocessing.get_context("fork").Pool(arguments.jobs, maxtasksperchild=1) as pool:
+        for number, (mutant, (code, printed)) in enumerate(
+            zip([*clean, *chosen], pool.imap(run, [*clean, *chosen]), strict=True), 1
+        ):
+            print(f"\r{number} of {len(clean) + len(chosen)}", end="", file=sys.stderr, flush=True)
+            if not mutant.old and code != 0:
+                failures.append(f"without any mutant, this fails or selects nothing: {mutant.tests}\n{printed[-1500:]}")
+            if mutant.old and code not in (1, 2):
+                why = printed if code == -1 else "no test noticed"
+                failures.append(f"{mutant.file}: {why}: {mutant.old!r} -> {mutant.new!r}   ({mutant.tests})")
+    print(file=sys.stderr)
+    for failure in failures:
+        print(failure)
+    minutes = (time.monotonic() - begin) / 60
+    print(f"{len(chosen)} mutants, {len(chosen) - len(failures)} noticed, {minutes:.1f} minutes")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
