@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from planar_helpers.planar import check_int
-from planar_helpers.quadrature import LogPx, exact_log_px, measuring, need_plane, repeatable
-from planar_helpers.vae import FlowPosterior, PlanarVAE
+from planar_helpers.quadrature import TOLERANCE, LogPx, _exact_log_px, check_plane, measuring, repeatable
+from planar_helpers.vae import FlowPosterior, PlanarVAE, check_model, check_no_gradient
 
 DRAWS_AT_ONCE = 20_000  # images times samples
 
@@ -37,6 +37,8 @@ def importance_log_px(model: PlanarVAE, x: Tensor, n_samples: int) -> LogPx:
     Source: Burda, Grosse & Salakhutdinov 2016; Rezende, Mohamed & Wierstra 2014, appendix E.
     """
     check_int("n_samples", n_samples, least=1)
+    check_model(model)
+    check_no_gradient(x)
     model.check_images(x)
     parts = []
     with measuring(model):
@@ -68,13 +70,10 @@ def own_posterior(
     model's dtype, ValueError for one of another batch or D, steps < 0 or n_samples < 1. Source: Cremer, Li & Duvenaud
     2018. Derived in: notebooks/06_amortized_encoder, section "What does amortization cost?".
     """
+    check_model(model)
+    check_no_gradient(x)
     model.check_images(x)
-    check_int("steps", steps, least=0)
-    check_int("n_samples", n_samples, least=1)
-    if start is not None and (not isinstance(start, FlowPosterior) or start.mu.dtype != x.dtype):
-        raise TypeError(f"start must be a FlowPosterior of {x.dtype}, got {start!r}")
-    if start is not None and start.mu.shape != (len(x), model.D):
-        raise ValueError(f"start must be of {len(x)} images and D = {model.D}, got mu {tuple(start.mu.shape)}")
+    _check_ascent(model, x, start, steps, n_samples)
     return _own_posterior(model, x, start, steps, lr, n_samples, seed)
 
 
@@ -103,15 +102,26 @@ def inference_gap(
     Shapes: x (B, d_x); each (B,), in nats. Raises ValueError for D ≠ 2. Source: Cremer, Li & Duvenaud 2018. Derived in:
     notebooks/06_amortized_encoder, section "What does amortization cost?".
     """
-    need_plane(model, "inference_gap")
+    check_plane(model, x, "inference_gap")
     check_int("n_eval", n_eval, least=1)
-    log_px = exact_log_px(model, x).log_px
+    _check_ascent(model, x, start, steps, n_samples)
     starts = [None] if start is None else [None, start]
-    own = [own_posterior(model, x, one, steps, lr, n_samples, seed) for one in starts]
+    own = [_own_posterior(model, x, one, steps, lr, n_samples, seed) for one in starts]
     with measuring(model), repeatable(x, seed + 1):
-        before, *after = (_mean_elbo(model, x, posterior, n_eval) for posterior in (model._encode(x), *own))
+        log_px = _exact_log_px(model, x, TOLERANCE).log_px
+        posteriors = model._encode(x), *own
+        before, *after = (model._elbo_draws(x, posterior, n_eval).mean(dim=0) for posterior in posteriors)
     best = torch.stack(after).amax(dim=0)
     return InferenceGap(log_px - before, log_px - best, best - before)
+
+
+def _check_ascent(model: PlanarVAE, x: Tensor, start: FlowPosterior | None, steps: int, n_samples: int) -> None:
+    check_int("steps", steps, least=0)
+    check_int("n_samples", n_samples, least=1)
+    if start is not None and (not isinstance(start, FlowPosterior) or start.mu.dtype != x.dtype):
+        raise TypeError(f"start must be a FlowPosterior of {x.dtype}, got {start!r}")
+    if start is not None and start.mu.shape != (len(x), model.D):
+        raise ValueError(f"start must be of {len(x)} images and D = {model.D}, got mu {tuple(start.mu.shape)}")
 
 
 def _own_posterior(
@@ -136,8 +146,3 @@ def _own_posterior(
                 optimizer.step()
                 scheduler.step()
     return own.detach()
-
-
-def _mean_elbo(model: PlanarVAE, x: Tensor, posterior: FlowPosterior, n: int) -> Tensor:
-    """The mean of n draws of the ELBO, (B,)."""
-    return model._elbo_draws(x, posterior, n).mean(dim=0)

@@ -24,18 +24,13 @@ def log_mass(z: Tensor, log_density: Tensor) -> Tensor:
     """Return the log of ∫ exp(log_density), by the midpoint sum over a grid.
 
     Shapes: z (n, n, 2) from `plane_grid`, log_density (..., n, n); returns (...,), in nats. Raises ValueError for
-    other shapes.
+    other shapes, and for points that are no such grid: those of a map, say, have no one cell.
 
     >>> z = plane_grid(-8, 8, 161)
     >>> abs(log_mass(z, -0.5 * (z**2).sum(-1) - 1.8378770664).item()) < 1e-9
     True
     """
-    if z.dim() != 3 or min(z.shape) < 2 or z.shape[-1] != 2 or log_density.shape[-2:] != z.shape[:2]:
-        raise ValueError(
-            "z must have shape (n, n, 2) and log_density (..., n, n), "
-            f"got {tuple(z.shape)} and {tuple(log_density.shape)}"
-        )
-    cell = (z[0, 1, 0] - z[0, 0, 0]) * (z[1, 0, 1] - z[0, 0, 1])
+    cell = _cell(z, log_density)
     return torch.logsumexp(log_density.flatten(-2), dim=-1) + torch.log(cell)
 
 
@@ -63,7 +58,24 @@ def kl_on_grid(z: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
         )
     log_q = log_q - log_mass_q[..., None, None]
     log_p = log_p - log_mass(z, log_p)[..., None, None]
-    cell = (z[0, 1, 0] - z[0, 0, 0]) * (z[1, 0, 1] - z[0, 0, 1])
+    cell = _cell(z, log_p)
     q = log_q.exp()
     # where q is 0 its share is 0, even if log q is −∞
     return torch.where(q > 0, q * (log_q - log_p), 0.0).sum(dim=(-2, -1)) * cell
+
+
+def _cell(z: Tensor, *log_densities: Tensor) -> Tensor:
+    """The area of a cell, after a look at whether z is a grid, evenly spaced, and fits the densities."""
+    for name, values in (("z", z), *(("log_density", values) for values in log_densities)):
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}")
+    if z.dim() != 3 or min(z.shape) < 2 or z.shape[-1] != 2 or any(v.shape[-2:] != z.shape[:2] for v in log_densities):
+        shapes = [tuple(values.shape) for values in log_densities]
+        raise ValueError(f"z must have shape (n, n, 2) and log_density (..., n, n), got {tuple(z.shape)} and {shapes}")
+    steps = (z[-1, -1] - z[0, 0]) / z.new_tensor([z.shape[1] - 1, z.shape[0] - 1])
+    across = z[0, 0, 0] + steps[0] * torch.arange(z.shape[1], dtype=z.dtype, device=z.device)
+    up = z[0, 0, 1] + steps[1] * torch.arange(z.shape[0], dtype=z.dtype, device=z.device)
+    even = torch.stack(torch.meshgrid(across, up, indexing="xy"), dim=-1)
+    if not bool((steps > 0).all()) or not bool(((z - even).abs() <= 0.01 * steps).all()):
+        raise ValueError("z must be a grid as plane_grid builds it: z[i, j] = (z_1[j], z_2[i]), rising in even steps")
+    return (z[0, 1, 0] - z[0, 0, 0]) * (z[1, 0, 1] - z[0, 0, 1])

@@ -16,7 +16,7 @@ from torch import Tensor
 from planar_helpers.elbo import gaussian_log_density
 from planar_helpers.grid import log_mass, plane_grid
 from planar_helpers.planar import check_int, identity_u
-from planar_helpers.vae import FlowPosterior, PlanarVAE, evaluating
+from planar_helpers.vae import FlowPosterior, PlanarVAE, check_model, check_no_gradient, evaluating
 
 TURN = 0.6  # radians of the lattices against the axes: a kink parallel to an axis then meets them at every phase
 HALF_WIDTH = 8.0  # of a square; the first is centred at the origin, the others tile the plane around it
@@ -84,8 +84,7 @@ def exact_log_px(model: PlanarVAE, x: Tensor, tolerance: float = TOLERANCE) -> L
     with B. Raises ValueError for D ≠ 2, and for bad pixels as `PlanarVAE.encode`. Derived in:
     notebooks/07_train_the_vae, section "How far is the bound from the truth?".
     """
-    need_plane(model, "exact_log_px")
-    model.check_images(x)
+    check_plane(model, x, "exact_log_px")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance!r}")
     with measuring(model):
@@ -101,10 +100,9 @@ def posterior_grid(model: PlanarVAE, x: Tensor, n: int = 201) -> PosteriorGrid:
 
     Shapes: x (1, d_x) or (d_x,); z (n, n, 2) as `grid.plane_grid`. Raises ValueError for D ≠ 2 or more than one image.
     """
-    need_plane(model, "posterior_grid")
     check_int("n", n, least=2)
     x = x.unsqueeze(0) if isinstance(x, Tensor) and x.dim() == 1 else x
-    model.check_images(x)
+    check_plane(model, x, "posterior_grid")
     if x.shape[0] != 1:
         raise ValueError(f"x must be one image of shape ({model.d_x},) or (1, {model.d_x}), got {tuple(x.shape)}")
     with measuring(model):
@@ -132,8 +130,8 @@ def main_island(model: PlanarVAE, x: Tensor, K: int | None = None) -> FlowPoster
     """Return a Gaussian on the main island of each image's exact posterior, with K steps that do nothing yet.
 
     The main island is the one of most mass. Candidates are the highest points of a coarse lattice, those of most mass
-    within ±0.5 first, at least 0.5 apart. μ and σ are the exact posterior's mean and deviations there: sums over four
-    grids, each five of the deviations found before to either side. The last also gives the island's mass. The steps
+    within ±0.5 first, at least 0.5 apart. μ and σ are the exact posterior's mean and deviations there: sums over five
+    grids, each four of the deviations found before to either side. The last also gives the island's mass. The steps
     have û = 0, w random in units of 1/σ (seeded), and hyperplanes through μ. K is the model's unless given.
 
     So it is a start for `own_posterior` that lies where the posterior does, whatever the encoder says.
@@ -141,18 +139,20 @@ def main_island(model: PlanarVAE, x: Tensor, K: int | None = None) -> FlowPoster
     Shapes: x (B, d_x); the result's as `FlowPosterior`. Raises ValueError for D ≠ 2 or K < 0. Derived in:
     notebooks/08_exact_posterior, section "Where does the flow matter most, and where least?".
     """
-    need_plane(model, "main_island")
-    model.check_images(x)
+    check_plane(model, x, "main_island")
     K = model.K if K is None else K
     check_int("K", K, least=0)
     with measuring(model):
         return _main_island(model, x, K)
 
 
-def need_plane(model: PlanarVAE, name: str) -> None:
-    """Raise ValueError unless the model's latent space is a plane."""
+def check_plane(model: PlanarVAE, x: Tensor, name: str) -> None:
+    """Raise TypeError or ValueError unless the model's latent space is a plane and x can be measured under it."""
+    check_model(model)
     if model.D != 2:
         raise ValueError(f"{name} integrates over a plane: D must be 2, got {model.D} (importance_log_px takes any D)")
+    check_no_gradient(x)
+    model.check_images(x)
 
 
 @contextlib.contextmanager
@@ -191,7 +191,10 @@ def _squares(model: PlanarVAE, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], 
     found = most.new_full((len(x), across**2), -torch.inf)  # the highest value in each square
     reach = most.new_full((len(x),), torch.inf)
     for part, its_square in zip(points.split(1000), square.split(1000), strict=True):  # from the origin outwards
-        for which in (reach > part[0].norm()).nonzero().squeeze(1).split(5000):
+        near = (reach > part[0].norm()).nonzero().squeeze(1)
+        if len(near) == 0:
+            break
+        for which in near.split(5000):
             log_joint = _at(model, x[which], part.unsqueeze(1))  # (P, B)
             for i in its_square.unique().tolist():
                 found[which, i] = found[which, i].maximum(log_joint[its_square == i].amax(dim=0).double())
@@ -331,10 +334,10 @@ def _moments(model: PlanarVAE, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor,
     """Mean and deviations (B, 2) and log mass (B,) of the island around each start (B, 2), one for each image."""
     square = plane_grid(-1, 1, 31, x.dtype).to(x.device).flatten(0, 1).unsqueeze(1)  # (961, 1, 2)
     sigma = torch.full_like(mean, SPACING)
-    for _ in range(4):
-        z = mean + 5 * sigma * square  # (961, B, 2), sigma/3 apart
+    for _ in range(5):
+        z = mean + 4 * sigma * square  # (961, B, 2), 4 sigma/15 apart
         log_joint = model._log_joint(x, z)
-        mass = torch.logsumexp(log_joint, dim=0) + 2 * math.log(1 / 3) + sigma.log().sum(dim=1)
+        mass = torch.logsumexp(log_joint, dim=0) + 2 * math.log(4 / 15) + sigma.log().sum(dim=1)
         share = torch.softmax(log_joint, dim=0).unsqueeze(-1)
         mean = (share * z).sum(dim=0)
         sigma = (share * (z - mean) ** 2).sum(dim=0).sqrt().maximum(sigma / 3)

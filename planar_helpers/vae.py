@@ -76,7 +76,9 @@ class FlowPosterior:
         return self.map(torch.Tensor.detach)
 
     def image(self, i: int) -> "FlowPosterior":
-        """Return the posterior of image i alone, as a batch of one."""
+        """Return the posterior of image i alone, as a batch of one; i may count from the end."""
+        if not isinstance(i, int) or isinstance(i, bool):
+            raise TypeError(f"i must be an integer, got {i!r}")
         return self.map(lambda tensor: tensor[[i]])
 
     def without_steps(self) -> "FlowPosterior":
@@ -138,8 +140,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _own_precision(model: nn.Module) -> torch.autocast:
-    return torch.autocast(next(model.parameters()).device.type, enabled=False)
+def check_model(model: nn.Module) -> None:
+    """Raise TypeError unless the model is a PlanarVAE itself: not the class, nor a wrapper around one."""
+    if not isinstance(model, PlanarVAE):
+        found = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"model must be a PlanarVAE, got {found}: take it out of any wrapper")
+
+
+def check_no_gradient(x: Tensor) -> None:
+    """Raise ValueError if x requires a gradient where one would be taken: a measurement would return 0 for it."""
+    if torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad:
+        raise ValueError("x must not require a gradient: none is computed here; pass x.detach()")
+
+
+def _own_precision(model: nn.Module) -> contextlib.AbstractContextManager[object]:
+    """Autocast switched off, on devices that have it."""
+    kind = next(model.parameters()).device.type
+    available = torch.amp.autocast_mode.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else contextlib.nullcontext()
 
 
 class PlanarVAE(CarriesConstraint):
@@ -184,13 +202,15 @@ class PlanarVAE(CarriesConstraint):
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the logits (..., d_x) of the pixels at z (..., D)."""
-        if not isinstance(z, Tensor) or z.dtype != self.heads.weight.dtype:
+        dtype = next(self.parameters()).dtype
+        if not isinstance(z, Tensor) or z.dtype != dtype:
             found = z.dtype if isinstance(z, Tensor) else type(z).__name__
-            raise TypeError(f"z must be a tensor of the model's dtype {self.heads.weight.dtype}, got {found}")
+            raise TypeError(f"z must be a tensor of the model's dtype {dtype}, got {found}")
         if z.shape[-1:] != (self.D,):
             raise ValueError(f"z must have shape (..., {self.D}), got {tuple(z.shape)}")
         with _own_precision(self):
-            return self.decoder(z)
+            logits = self.decoder(z.reshape(-1, self.D))  # one row a point, for any layer that a reader has added
+        return logits.reshape(*z.shape[:-1], self.d_x)
 
     def forward(self, x: Tensor) -> ElboTerms:
         """Return the ELBO's four terms at one draw of z0 per image, in train() and eval() alike."""
@@ -234,6 +254,8 @@ class PlanarVAE(CarriesConstraint):
         """
         self.check_images(x)
         check_int("n", n, least=1)
+        if not isinstance(posterior, FlowPosterior):
+            raise TypeError(f"posterior must be a FlowPosterior, got {type(posterior).__name__}")
         if posterior.mu.shape not in ((len(x), self.D), (1, self.D)):
             raise ValueError(f"posterior must be of {len(x)} images and D = {self.D}, got {posterior}")
         return self._elbo_draws(x, posterior, n)
@@ -249,14 +271,17 @@ class PlanarVAE(CarriesConstraint):
     def sample(self, n: int) -> Tensor:
         """Generate n images: z ~ N(0, I), decoded. No flow is involved. Returns probabilities (n, d_x)."""
         check_int("n", n, least=0)
-        like = self.heads.weight
+        like = next(self.parameters())
         with evaluating(self):
             return torch.sigmoid(self.decode(torch.randn(n, self.D, dtype=like.dtype, device=like.device)))
 
-    @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Return pixel probabilities (B, d_x) decoded from z0 = μ, pushed through the flow: to look at only."""
-        with evaluating(self):
+        """Return pixel probabilities (B, d_x) decoded from z0 = μ, pushed through the flow: to look at only.
+
+        Raises ValueError, besides what `encode` raises, if x requires a gradient: none is computed.
+        """
+        check_no_gradient(x)
+        with evaluating(self), torch.no_grad():
             posterior = self.encode(x)
             zK, _ = planar_chain(posterior.mu, posterior.w, posterior.u, posterior.b, posterior.constraint)
             return torch.sigmoid(self.decode(zK))
@@ -266,20 +291,21 @@ class PlanarVAE(CarriesConstraint):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x must be a floating tensor in [0, 1], got {found}: bytes go through data.to_float")
-        if self.heads.weight.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"the model must be float32 or float64, got {self.heads.weight.dtype}: call model.float()")
-        if x.dtype != self.heads.weight.dtype:
-            raise TypeError(f"x must have the model's dtype {self.heads.weight.dtype}, got {x.dtype}")
+        like = next(self.parameters())
+        if like.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"the model must be float32 or float64, got {like.dtype}: call model.float()")
+        if x.dtype != like.dtype or x.layout != torch.strided:
+            raise TypeError(f"x must have the model's dtype {like.dtype} and be dense, got {x.dtype}, {x.layout}")
         if x.dim() != 2 or x.shape[1] != self.d_x:
             raise ValueError(f"x must have shape (B, {self.d_x}), got {tuple(x.shape)}")
-        if x.device != self.heads.weight.device:
-            raise ValueError(f"x must be on the model's device {self.heads.weight.device}, got {x.device}")
+        if x.device != like.device:
+            raise ValueError(f"x must be on the model's device {like.device}, got {x.device}")
         if not _within(x, 0.0, 1.0):
             raise ValueError("x must lie in [0, 1] and hold no NaN: divide grey levels 0..255 by 255")
 
     def _encode(self, x: Tensor) -> FlowPosterior:
         mu, logvar, w, u, b = self.heads(self.encoder(x)).split(self.head_sizes, dim=-1)
-        shape = (len(x), self.K, self.D)
+        shape = (x.shape[0], self.K, self.D)
         return FlowPosterior(mu, logvar, w.reshape(shape), u.reshape(shape), b, constraint=self.constraint)
 
 

@@ -197,18 +197,18 @@ def test_quadrature_of_decoders_that_look_at_z1_is_within_its_error(seed: int) -
 def test_quadrature_bounds_what_lies_beyond_its_farthest_look() -> None:
     model, x = along_z1(784, [1.0], [-75.0], [5.0], -4.0), torch.ones(1, 784).double()
     log_px, error = exact_log_px(model, x)
-    assert log_px.item() < -3000 and error.item() > 100 and log_px_along_z1(model, x).item() <= log_px + error
+    assert log_px.item() < -2900 and error.item() > 100 and log_px_along_z1(model, x).item() <= log_px + error
 
 
 def test_quadrature_does_not_look_far_where_nothing_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     # p(x|z) ≤ exp(−H): grey images leave less room than binary ones
-    model, radii = PlanarVAE(d_x=50, hidden=3, K=0).double(), []
+    model, radii = PlanarVAE(d_x=200, hidden=3, K=0).double(), []
     inner = model._log_joint
     monkeypatch.setattr(model, "_log_joint", lambda x, z: radii.append(z.abs().max().item()) or inner(x, z))
-    exact_log_px(model, torch.full((2, 50), 0.5).double())
-    assert max(radii) < 9
-    exact_log_px(model, torch.ones(2, 50).double())
-    assert 9 < max(radii) < 16
+    exact_log_px(model, torch.full((2, 200), 0.5).double())
+    assert max(radii) < 2**0.5 * 8  # the corners of the first square
+    exact_log_px(model, torch.ones(2, 200).double())
+    assert 2**0.5 * 8 < max(radii) < 20
 
 
 def test_quadrature_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_main_island_is_the_one_of_most_mass(islands) -> None:
     island = main_island(model, ONE_ZERO.expand(3, -1))
     shrunk = 1 / (1 + s**2)  # by the prior
     assert island.mu.tolist() == [pytest.approx([centre[0] * shrunk, 0.0], abs=0.02)] * 3
-    assert island.logvar.exp().sqrt().flatten().tolist() == pytest.approx([s * shrunk**0.5] * 6, rel=0.1)
+    assert island.logvar.exp().sqrt().flatten().tolist() == pytest.approx([s * shrunk**0.5] * 6, rel=0.05)
 
 
 def test_main_island_may_lie_beyond_the_first_square() -> None:
@@ -281,7 +281,7 @@ def test_surroundings_change_nothing() -> None:
     model, x = PlanarVAE(d_x=12, hidden=8), torch.rand(3, 12)
     calls = [exact_log_px, lambda m, x: main_island(m, x).tensors, lambda m, x: posterior_grid(m, x[:1], 41)]
     before = [call(model, x) for call in calls]
-    x_grad = torch.empty(12, 3).T.copy_(x).requires_grad_()  # neither contiguous nor without a gradient
+    x_other = torch.empty(12, 3).T.copy_(x)  # not contiguous
     surroundings = [
         torch.autocast("cpu", dtype=torch.bfloat16),
         torch.no_grad(),
@@ -302,7 +302,7 @@ def test_surroundings_change_nothing() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(torch.equal(a, b) for one, two in zip(before, after, strict=True) for a, b in zip(one, two, strict=True))
-    after = [call(model, x_grad) for call in calls]
+    after = [call(model, x_other) for call in calls]
     assert all(
         torch.allclose(a, b, atol=1e-5)
         for one, two in zip(before, after, strict=True)
@@ -311,13 +311,32 @@ def test_surroundings_change_nothing() -> None:
     assert not any(a.requires_grad for one in after for a in one)
 
 
+def test_a_gradient_that_would_be_lost_is_refused() -> None:
+    model, x = PlanarVAE(d_x=12, hidden=8), torch.rand(1, 12, requires_grad=True)
+    for call in (exact_log_px, main_island, posterior_grid):
+        with pytest.raises(ValueError, match="x must not require a gradient"):
+            call(model, x)
+        with pytest.raises(ValueError, match="x must not require a gradient"):
+            torch.func.grad(lambda x, call=call: call(model, x)[0].sum())(x.detach())
+        with torch.no_grad():
+            call(model, x)
+
+
+def test_what_is_no_model_is_refused_by_name() -> None:
+    model, x = PlanarVAE(d_x=12, hidden=8), torch.rand(1, 12)
+    for call in (exact_log_px, main_island, posterior_grid):
+        for wrong in (nn.DataParallel(model), x, PlanarVAE, None):
+            with pytest.raises(TypeError, match="model must be a PlanarVAE"):
+                call(wrong, x)
+
+
 def test_dropout_and_batch_norm_of_a_reader_are_at_rest() -> None:
     model, x = PlanarVAE(d_x=12, hidden=8), torch.rand(4, 12)
-    model.decoder = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 12))
+    model.decoder = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 12))
     model.encoder = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8))
     model.train()
     one, other = exact_log_px(model, x), exact_log_px(model, x)
-    assert torch.equal(one.log_px, other.log_px) and model.decoder[2].training and model.encoder[1].training
+    assert torch.equal(one.log_px, other.log_px) and model.decoder[3].training and model.encoder[1].training
     posterior_grid(model, x[0], n=21)
     assert model.encoder[1].num_batches_tracked == 0
 
