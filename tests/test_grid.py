@@ -78,3 +78,25 @@ def test_bad_shapes_and_lengths_are_errors() -> None:
 def test_a_default_device_or_dtype_changes_nothing() -> None:
     with torch.device("meta"):
         assert plane_grid(-1, 1, 5).device.type == "cpu"
+
+
+def test_points_that_are_no_even_grid_are_refused() -> None:
+    z = plane_grid(-4, 4, 41)
+    log_p = -0.5 * (z**2).sum(-1)
+    moved = torch.stack([z[..., 0] + 0.3 * torch.tanh(z[..., 1]), z[..., 1]], dim=-1)
+    uneven = z.clone()
+    uneven[:, 20:, 0] += 0.1
+    for wrong in (z.transpose(0, 1), z.flip(0), z.flip(1), moved, uneven, z[torch.tensor([0, *range(2, 41), 40])]):
+        for call in (
+            lambda z: log_mass(z, log_p),
+            lambda z: kl_on_grid(z, log_p - log_mass(plane_grid(-4, 4, 41), log_p), log_p),
+        ):
+            with pytest.raises(ValueError, match="z must be a grid as plane_grid builds it"):
+                call(wrong)
+    for wrong in (z.numpy(), None):
+        with pytest.raises(TypeError, match="z must be a torch.Tensor"):
+            log_mass(wrong, log_p)
+    with pytest.raises(TypeError, match="log_density must be a torch.Tensor"):
+        log_mass(z, log_p.numpy())
+    shifted = z + torch.tensor([1.0, -2.0]).double()  # a grid need not be centred
+    assert log_mass(shifted, log_p) == pytest.approx(log_mass(z, log_p).item())

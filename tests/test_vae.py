@@ -7,11 +7,11 @@ import pickle
 
 import pytest
 import torch
-from planar_helpers.quadrature import exact_log_px
 from torch.distributions import Bernoulli, Independent, Normal, TransformedDistribution
 
 from planar_helpers.elbo import bernoulli_log_likelihood
 from planar_helpers.planar import PlanarTransform, planar_chain
+from planar_helpers.quadrature import exact_log_px
 from planar_helpers.vae import FlowPosterior, PlanarVAE, evaluating
 
 
@@ -109,6 +109,9 @@ def test_one_image_and_no_steps_are_what_they_say() -> None:
     assert torch.equal(posterior.image(-1).mu, posterior.mu[5:])
     with pytest.raises(IndexError):
         posterior.image(6)
+    for wrong in (slice(0, 2), None, True, 1.0):
+        with pytest.raises(TypeError, match="i must be an integer"):
+            posterior.image(wrong)
     q0 = Independent(Normal(posterior.mu, torch.exp(0.5 * posterior.logvar)), 1)
     assert torch.allclose(posterior.without_steps().log_prob(z), q0.log_prob(z), atol=1e-12)
     assert posterior.map(torch.Tensor.float).double().w.dtype == torch.float64
@@ -171,7 +174,7 @@ def test_draws_of_the_elbo_are_those_of_forward_and_come_in_pieces(monkeypatch: 
     monkeypatch.setattr("planar_helpers.vae.ROWS_AT_ONCE", 24)  # four draws of six images
     model.decoder.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     draws = model.elbo_draws(x, posterior, 10)
-    assert draws.shape == (10, 6) and sizes == [4, 4, 2] and draws.flatten().unique().numel() == 60
+    assert draws.shape == (10, 6) and sizes == [24, 24, 12] and draws.flatten().unique().numel() == 60
     assert model.elbo_draws(x[:0], model.encode(x[:0]), 10).shape == (10, 0)
 
 
@@ -203,6 +206,11 @@ def test_bad_points_and_posteriors_get_a_clear_error() -> None:
         model.elbo_draws(x, model.encode(x), 0)
     with pytest.raises(ValueError, match="posterior must be of 6 images"):
         model.elbo_draws(x, model.encode(x[:2]), 3)
+    with pytest.raises(TypeError, match="posterior must be a FlowPosterior, got tuple"):
+        model.elbo_draws(x, model.encode(x).tensors, 3)
+    with pytest.raises(ValueError, match="x must not require a gradient"):
+        model.reconstruct(x.requires_grad_())
+    x = x.detach()
     for call in (
         lambda: model.log_joint(x + 1, torch.zeros(6, 2)),
         lambda: model.elbo_draws(x + 1, model.encode(x), 3),
@@ -218,7 +226,20 @@ def with_dropout_and_batch_norm() -> PlanarVAE:
     model = PlanarVAE(d_x=12, hidden=8)
     model.encoder.append(torch.nn.BatchNorm1d(8))
     model.decoder.insert(1, torch.nn.Dropout(0.5))
+    model.decoder.insert(1, torch.nn.BatchNorm1d(8))
     return model
+
+
+def test_layers_that_a_reader_adds_see_one_row_a_point() -> None:
+    model, x = with_dropout_and_batch_norm().eval(), torch.rand(8, 12)  # as many images as hidden units
+    torch.nn.init.normal_(model.decoder[1].weight)
+    z = torch.randn(5, 8, 2)
+    for i in range(5):
+        assert torch.allclose(model.decode(z)[i], model.decoder(z[i]), atol=1e-6)
+        assert torch.allclose(model.log_joint(x, z)[i], model.log_joint(x, z[i]), atol=1e-4)
+    assert torch.allclose(model.log_joint(x, z[:, :1])[3, 2], model.log_joint(x, z[3, :1].expand(8, 2))[2], atol=1e-4)
+    model.heads = torch.nn.Sequential(torch.nn.Dropout(0.1), model.heads)
+    assert model.reconstruct(x).shape == (8, 12) and model.sample(2).shape == (2, 12) and model(x).elbo.shape == (8,)
 
 
 def test_evaluating_leaves_every_part_in_the_mode_it_was_in() -> None:
@@ -227,7 +248,7 @@ def test_evaluating_leaves_every_part_in_the_mode_it_was_in() -> None:
     with pytest.raises(KeyError), evaluating(model):
         assert not any(part.training for part in model.modules())
         raise KeyError
-    assert model.training and model.encoder.training and not model.decoder.training and not model.decoder[1].training
+    assert model.training and model.encoder.training and not model.decoder.training and not model.decoder[2].training
 
 
 def test_pictures_do_not_depend_on_the_mode() -> None:
@@ -287,6 +308,11 @@ def test_transforms_compile_and_export_are_not_blocked_by_the_look_at_the_pixels
     assert torch.allclose(program.module()(x).elbo, expected, atol=1e-6)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):  # outside of them the look is taken
         model(x + 1)
+    any_batch = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("B", min=2, max=64)},))
+    torch.manual_seed(1)
+    expected = model(torch.cat([x, x])).elbo
+    torch.manual_seed(1)
+    assert torch.allclose(any_batch.module()(torch.cat([x, x])).elbo, expected, atol=1e-6)
 
 
 def test_forward_draws_z0_in_eval_too_and_its_terms_are_those_of_its_draw() -> None:
