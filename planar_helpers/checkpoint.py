@@ -9,9 +9,12 @@ import hashlib
 import inspect
 import io
 import json
+import os
 import sys
 import textwrap
 import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,26 +30,38 @@ from planar_helpers.run import replacing, say
 
 State = dict[str, Any]
 CONTENT = ("settings", "means", "rng", "model", "optimizer")
-# What a file that is no checkpoint, or half of one, makes of torch.load and of the parts that it is put into.
-DAMAGE = (UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)
+# What the bytes of no checkpoint, or of half of one, make of zipfile, torch.load and the parts that they are put into.
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, UnpicklingError, EOFError, OSError, RuntimeError, ArithmeticError, LookupError,
+    TypeError, ValueError, AttributeError,
+)  # fmt: skip
 
 
 class Checkpoint:
     """The one file of a run that may be interrupted; with no path, nothing is kept."""
 
     def __init__(self, path: str | Path | None) -> None:
+        if not isinstance(path, str | os.PathLike | None):
+            raise TypeError(f"checkpoint must be a path, got {path!r}")
         self.path = None if path is None else Path(path).absolute()
         if self.path is not None and not self.path.parent.is_dir():
             raise FileNotFoundError(f"checkpoint must lie in an existing folder, got {str(path)!r}")
+        if self.path is not None and self.path.exists() and not self.path.is_file():
+            raise ValueError(f"checkpoint must name a file, got {str(path)!r}, which is none")
 
     def find(self, epochs: int) -> Path | None:
         """Return the file to go on from in a run of so many epochs, if there is one."""
         return self.path if self.path is not None and self.path.is_file() else None
 
     def keep(self, state: State, epochs: int) -> None:
-        """Write the state after so many epochs."""
+        """Write the state after so many epochs. Raise OSError if that cannot be done."""
         if self.path is not None:
-            _write(state, self.path)
+            try:
+                _write(state, self.path)
+            except OSError as error:
+                raise OSError(
+                    error.errno, f"checkpoint cannot be written ({_reason(error)})", str(self.path)
+                ) from error
 
     def resume(
         self, settings: State, epochs: int, model: nn.Module, optimizer: Any, means: dict[str, list[Tensor]]
@@ -100,15 +115,18 @@ class Run(Checkpoint):
         return path
 
     def keep(self, state: State, epochs: int) -> None:
-        """Write the state, and remove an earlier one that was not to be kept."""
+        """Write the state, and remove an earlier one that was not to be kept; if that cannot be done, say so once."""
         if not self.writable:
             return
         whole = "epochs" not in state["settings"] and str(epochs).rstrip("0") in ("1", "3")
         path = self.finished(epochs)
-        _write(state, path if whole or epochs == self.asked else path.with_suffix(".unfinished"))
-        for length, old in self._files():
-            if length < epochs and old.suffix == ".unfinished":
-                old.unlink(missing_ok=True)
+        try:
+            _write(state, path if whole or epochs == self.asked else path.with_suffix(".unfinished"))
+            for length, old in self._files():
+                if length < epochs and old.suffix == ".unfinished":
+                    old.unlink(missing_ok=True)
+        except OSError as error:
+            self._give_up(error)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -120,10 +138,13 @@ class Run(Checkpoint):
                 path.touch(mode=0o666)  # the permissions of any new file: a class shares the folder
                 held.enter_context(FileLock(path, mode=path.stat().st_mode & 0o777))
             except (OSError, NotImplementedError) as error:
-                self.writable = False
-                reason = getattr(error, "strerror", None) or error
-                say(f"{self.folder} cannot be written to ({reason}): what is trained now is not kept")
+                self._give_up(error)
             yield
+
+    def _give_up(self, error: Exception) -> None:
+        """Train without keeping anything: a full disk must not cost what was trained."""
+        self.writable = False
+        say(f"{self.folder} cannot be written to ({_reason(error)}): what is trained from here on is not kept")
 
     def _files(self) -> list[tuple[int, Path]]:
         """Return (epochs, file) of all that is there, finished before unfinished."""
@@ -131,7 +152,7 @@ class Run(Checkpoint):
         for suffix in (".unfinished", ".pt"):
             for path in self.folder.glob(f"{self.name}-*{suffix}"):
                 length = path.stem.removeprefix(f"{self.name}-")
-                if length.isdecimal():
+                if length.isdecimal() and path.is_file():
                     found.append((int(length), path))
         return found
 
@@ -141,10 +162,14 @@ def restore(
 ) -> None:
     """Read a file that `Checkpoint.save` wrote into model and means; with an optimizer, to go on training.
 
-    Raises ValueError if the file is damaged, or of another run than these settings say.
+    Raises ValueError if the file is damaged, or of another run than these settings say; OSError if it cannot be read.
     """
+    content = io.BytesIO(path.read_bytes())
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # never unpickles: a file may come from anyone
+        if zipfile.ZipFile(content).testzip() is not None:  # torch.load does not look at the checksums
+            raise ValueError("a checksum differs")
+        content.seek(0)
+        state = torch.load(content, map_location="cpu", weights_only=True)  # never unpickles: it may come from anyone
         state = {key: state[key] for key in CONTENT}
         different = sorted(k for k in {**state["settings"], **settings} if state["settings"].get(k) != settings.get(k))
         if not different:
@@ -243,5 +268,11 @@ def _look_up(module: ModuleType, name: str) -> Any:
 
 
 def _write(state: State, path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
+    content = io.BytesIO()
+    torch.save(state, content)  # to memory first: on a full disk it would raise RuntimeError, not OSError
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

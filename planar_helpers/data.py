@@ -66,31 +66,38 @@ def load_images(name: str = "auto", root: str | Path | None = None) -> Images:
     try:
         keep_mnist(place, contents)
     except OSError as error:
-        say(f"MNIST was downloaded, but {place} cannot be written to ({error.strerror}): it is not kept")
+        say(f"MNIST was downloaded, but {place} cannot be written to ({error.strerror or error}): it is not kept")
     return _announce(_as_images(contents))
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Turn bytes 0..255 into grey levels in [0, 1]: the one place where pixels become numbers.
 
+    Raises TypeError unless the images are a tensor of uint8, and the dtype is float32 or float64.
+
     >>> to_float(torch.tensor([0, 255], dtype=torch.uint8))
     tensor([0., 1.])
     """
-    if images.dtype != torch.uint8:
-        raise TypeError(f"images must be uint8, got {images.dtype}")
+    _check_bytes("images", images)
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     return images.to(dtype) / 255
 
 
 def binarise(images: Images, seed: int = 0) -> Images:
     """Return the data set with each pixel drawn once, 255 with probability grey/255, else 0 (seeded).
 
-    The one place where images become binary. Source: Salakhutdinov & Murray 2008.
+    The one place where images become binary. Raises TypeError unless these are Images, ValueError for a bad seed.
+    Source: Salakhutdinov & Murray 2008.
 
     >>> data = binarise(Images(*4 * (torch.full((3, 784), 128, dtype=torch.uint8),), name="grey"))
     >>> data.train.unique().tolist(), data.name
     ([0, 255], 'grey, binarised')
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    check_images(images)
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
+    generator = torch.Generator("cpu").manual_seed(int(seed))
     train, test = (
         (torch.rand(part.shape, generator=generator, dtype=torch.float32, device="cpu") < to_float(part.cpu())).byte()
         * 255
@@ -107,13 +114,17 @@ def check_images(images: Images, d_x: int | None = None) -> None:
         check_pixels(f"images.{name}", getattr(images, name), d_x)
 
 
-def check_pixels(name: str, pixels: Tensor, d_x: int | None, least: int = 1) -> None:
-    """Raise TypeError or ValueError unless the pixels are bytes, at least so many rows of d_x."""
+def check_pixels(name: str, pixels: Tensor, d_x: int | None) -> None:
+    """Raise TypeError or ValueError unless the pixels are bytes, at least one row of d_x."""
+    _check_bytes(name, pixels)
+    if pixels.dim() != 2 or pixels.shape[1] != (d_x or pixels.shape[1]) or len(pixels) < 1:
+        raise ValueError(f"{name} must have shape (N ≥ 1, {d_x or 'd_x'}), got {tuple(pixels.shape)}")
+
+
+def _check_bytes(name: str, pixels: Tensor) -> None:
     if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
         found = pixels.dtype if isinstance(pixels, Tensor) else type(pixels).__name__
         raise TypeError(f"{name} must be a tensor of uint8, got {found}")
-    if pixels.dim() != 2 or pixels.shape[1] != (d_x or pixels.shape[1]) or len(pixels) < least:
-        raise ValueError(f"{name} must have shape (N ≥ {least}, {d_x or 'd_x'}), got {tuple(pixels.shape)}")
 
 
 def _announce(images: Images) -> Images:

@@ -19,7 +19,7 @@ from planar_helpers.data import Images, check_images, check_pixels, to_float
 from planar_helpers.elbo import ElboTerms
 from planar_helpers.planar import check_int
 from planar_helpers.run import by_budget, folder, pick_device, say, seed_all
-from planar_helpers.vae import FlowPosterior, PlanarVAE, evaluating
+from planar_helpers.vae import FlowPosterior, PlanarVAE, check_model, evaluating
 
 SCHEDULES = ("constant", "cosine")
 P = ParamSpec("P")
@@ -70,9 +70,9 @@ def fit(
     `checkpoint`, the state is written there after each epoch, and a run that finds it goes on from it, to the same
     result bit for bit. Autocast, no_grad and inference_mode have no say here.
 
-    Raises ValueError or TypeError for bad settings or data, or a checkpoint of another run; FloatingPointError if
-    the loss stops being finite. Labels are never looked at. Source: the post's settings. Derived in:
-    notebooks/07_train_the_vae, section "How is it trained?".
+    Raises ValueError or TypeError for bad settings or data, or a checkpoint of another run; OSError if the checkpoint
+    cannot be written; FloatingPointError if the loss stops being finite. Labels are never looked at.
+    Source: the post's settings. Derived in: notebooks/07_train_the_vae, section "How is it trained?".
     """
     epochs, batch_size, lr, weight_decay, seed = _check_fit(
         model, images, epochs, batch_size, lr, weight_decay, schedule, seed
@@ -114,16 +114,18 @@ def fit(
 def mean_terms(model: PlanarVAE, images: Tensor, batch_size: int = 2000) -> ElboTerms:
     """Return the four terms' means over images (N, d_x) of bytes, one draw each: an ElboTerms of scalars, in nats.
 
-    The model is measured in eval() mode, and left in the mode it was in.
+    The model is measured in eval() mode, and left in the mode it was in. Raises TypeError or ValueError for another
+    model or other images; no image has no mean.
     """
     _check_model(model)
-    check_pixels("images", images, model.d_x, least=0)
+    check_pixels("images", images, model.d_x)
+    check_int("batch_size", batch_size, least=1)
     total = torch.zeros(4, dtype=torch.float64, device=images.device)
     dtype = next(model.parameters()).dtype
     with evaluating(model):
         for batch in images.split(batch_size):
             total += torch.stack(model.elbo_terms(to_float(batch, dtype))).sum(dim=1)
-    return ElboTerms(*(total / max(len(images), 1)))
+    return ElboTerms(*(total / len(images)))
 
 
 @torch.no_grad()
@@ -157,7 +159,8 @@ def train_or_load(
     aside), so nothing stale is loaded. Takes `fit`'s settings, too. Prints one line, and leaves the random stream
     seeded, the same either way. A run goes on where it was interrupted, or where a shorter one of a constant step
     ended; on its way it keeps 1, 3, 10, 30, 100, ... epochs. Of two processes that want the same run one trains, one
-    waits. A folder that cannot be written to is read; what is not there is trained, and not kept.
+    waits. A folder that cannot be written to is read; what is not there is trained, and not kept. A disk that fills up
+    meanwhile does not stop the training.
 
     Raises as `PlanarVAE` and `fit`, ValueError for a damaged file under runs/, and RuntimeError if the code that
     trains was replaced after it was imported.
@@ -256,9 +259,7 @@ def _check_fit(
 
 
 def _check_model(model: PlanarVAE) -> None:
-    if not isinstance(model, PlanarVAE):
-        wrapped = ": pass its .module" if isinstance(getattr(model, "module", None), PlanarVAE) else ""
-        raise TypeError(f"model must be a PlanarVAE, got {type(model).__name__}{wrapped}")
+    check_model(model)
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
         raise TypeError(f"model must be float32 or float64, got {', '.join(sorted(map(str, dtypes)))}")

@@ -2,9 +2,11 @@
 
 import hashlib
 import inspect
+import io
 import linecache
 import os
 import pickle
+import random
 import subprocess
 import sys
 import types
@@ -19,7 +21,7 @@ import planar_helpers.data
 import planar_helpers.run
 import planar_helpers.vae
 from planar_helpers import elbo, planar, train
-from planar_helpers.checkpoint import Checkpoint, Code, Run, bare, bytecode, run_name
+from planar_helpers.checkpoint import Checkpoint, Code, Run, bare, bytecode, restore, run_name
 from planar_helpers.data import Images
 from planar_helpers.train import fit, run_settings, train_or_load
 from planar_helpers.vae import PlanarVAE
@@ -314,6 +316,63 @@ def test_a_damaged_file_is_an_error_that_names_it(few: Images, tmp_path: Path, c
         train_or_load(few, 1, hidden=10, progress=False)
 
 
+@pytest.fixture(scope="module")
+def whole(digits: Images, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A checkpoint of about 60 kB."""
+    path = tmp_path_factory.mktemp("whole") / "run.pt"
+    small = digits._replace(train=digits.train[:20], test=digits.test[:5])
+    fit(fresh(hidden=2, K=1), small, epochs=1, checkpoint=path, progress=False)
+    return path.read_bytes()
+
+
+def read(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    restore(path, {}, fresh(hidden=2, K=1), {})
+
+
+def test_a_file_cut_anywhere_is_damaged(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    with pytest.raises(ValueError, match="of another run"):
+        read(path, whole)
+    for length in (*range(0, 2000, 97), *range(2000, len(whole), 1999), len(whole) - 1):
+        with pytest.raises(ValueError, match=r"run\.pt is damaged: delete it"):
+            read(path, whole[:length])
+
+
+def test_a_changed_byte_anywhere_in_the_weights_is_damage(whole: bytes, tmp_path: Path) -> None:
+    for place in range(5000, len(whole) - 5000, 4999):
+        changed = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+        with pytest.raises(ValueError, match=r"run\.pt is damaged: delete it"):
+            read(tmp_path / "run.pt", changed)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_bytes_at_all_get_another_error(whole: bytes, tmp_path: Path) -> None:
+    generator, path = random.Random(0), tmp_path / "run.pt"
+    old_form = io.BytesIO()
+    torch.save({"a": torch.ones(3)}, old_form, _use_new_zipfile_serialization=False)
+    for original in (whole, whole[-900:], old_form.getvalue(), b"\x80\x02" + bytes(40)):
+        for _ in range(60):
+            changed = bytearray(original)
+            for _ in range(generator.choice((1, 3, 30))):
+                changed[-generator.randrange(1, min(len(changed), 900))] = generator.randrange(256)
+            with pytest.raises(ValueError, match=r"run\.pt is (damaged|of another run)"):
+                read(path, bytes(changed))
+
+
+def test_what_is_no_file_is_refused_before_an_epoch_is_trained(
+    few: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_progress_bar", lambda *_: pytest.fail("trained"))
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, str(tmp_path), "", "."):
+        with pytest.raises(ValueError, match="checkpoint must name a file, got "):
+            fit(fresh(), few, epochs=1, checkpoint=folder, progress=False)
+    for wrong in (b"run.pt", 3, False, ["run.pt"]):
+        with pytest.raises(TypeError, match="checkpoint must be a path, got "):
+            fit(fresh(), few, epochs=1, checkpoint=wrong, progress=False)
+
+
 def test_a_file_of_another_run_is_refused_and_says_what_differs(few: Images, tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     fit(fresh(), few, epochs=2, checkpoint=path, progress=False)
@@ -354,19 +413,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, save = tmp_path / "model.pt", torch.save
+    path, write, seen = tmp_path / "model.pt", Path.write_bytes, []
     Checkpoint(path).keep({"a": 1}, 1)
 
-    def look_while_writing(content: Any, file: Any) -> None:
-        file.write(b"half")
-        file.flush()
-        assert torch.load(path) == {"a": 1}
-        file.seek(0)
-        save(content, file)
+    def look_while_writing(where: Path, content: bytes) -> None:
+        write(where, content[: len(content) // 2])
+        seen.append(torch.load(path))
+        write(where, content)
 
-    monkeypatch.setattr(torch, "save", look_while_writing)
+    monkeypatch.setattr(Path, "write_bytes", look_while_writing)
     Checkpoint(path).keep({"a": 2}, 1)
-    assert torch.load(path) == {"a": 2}
+    assert seen == [{"a": 1}] and torch.load(path) == {"a": 2}
 
 
 def test_equal_runs_are_equal_files(few: Images, tmp_path: Path) -> None:

@@ -224,8 +224,15 @@ def test_the_digits_are_those_of_scikit_learn(digits: Images) -> None:
 def test_bytes_become_greys_in_one_place() -> None:
     x = to_float(torch.arange(256, dtype=torch.uint8))
     assert x.dtype == torch.float32 and x.min() == 0 and x.max() == 1 and (x.diff() > 0).all()
-    with pytest.raises(TypeError, match="uint8"):
-        to_float(x)
+    assert (
+        torch.equal(x * 255, torch.arange(256.0)) and to_float(torch.zeros(1).byte(), torch.float64).dtype.itemsize == 8
+    )
+    for wrong, found in ((x, "torch.float32"), ([[0, 255]], "list"), (np.zeros((1, 4), np.uint8), "ndarray")):
+        with pytest.raises(TypeError, match=f"images must be a tensor of uint8, got {found}"):
+            to_float(wrong)
+    for dtype in (torch.int64, torch.uint8, torch.bool, torch.bfloat16, torch.float16, torch.complex64, None, float):
+        with pytest.raises(TypeError, match=r"dtype must be torch\.float32 or torch\.float64, got"):
+            to_float(torch.zeros(1, 4, dtype=torch.uint8), dtype)
 
 
 def test_binarised_pixels_are_drawn_with_their_greys_as_probabilities() -> None:
@@ -239,6 +246,15 @@ def test_binarised_pixels_are_drawn_with_their_greys_as_probabilities() -> None:
     assert torch.equal(binary.train, binarise(images, seed=3).train)
     assert not torch.equal(binary.train, binarise(images, seed=4).train)
     assert "binarised" in binary.name
+    assert torch.equal(binary.train, binarise(images, seed=np.int64(3)).train)
+    for wrong in (grey, [grey], grey.numpy(), tuple(images)):
+        with pytest.raises(TypeError, match="images must be Images, as load_images returns them, got"):
+            binarise(wrong)
+    with pytest.raises(TypeError, match=r"images\.test must be a tensor of uint8, got torch\.float32"):
+        binarise(images._replace(test=to_float(grey)))
+    for seed in (-1, 1.5, None, True, "a", 2**64):
+        with pytest.raises(ValueError, match="seed must be an integer"):
+            binarise(images, seed=seed)
 
 
 def test_bad_names_and_roots_get_a_clear_error(tmp_path, monkeypatch) -> None:

@@ -1,10 +1,12 @@
 """The loop: equal seeds give equal bits, a shorter run is the start of a longer one, surroundings have no say."""
 
+import contextlib
 import io
 import multiprocessing
 import os
+import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -387,7 +389,7 @@ def test_mean_terms_weighs_each_image_once(few: Images) -> None:
     one, other = model(to_float(few.train[:30])), model(to_float(few.train[30:50]))
     for mean, a, b in zip(means, one, other, strict=True):
         assert mean.item() == pytest.approx(torch.cat([a, b]).mean().item(), rel=1e-6)
-    assert means.elbo.dtype == torch.float64 and mean_terms(model, few.train[:0]).elbo == 0
+    assert means.elbo.dtype == torch.float64
 
 
 # --- surroundings -------------------------------------------------------------------------------------------------
@@ -484,11 +486,16 @@ def test_wrong_things_are_named(few: Images) -> None:
         (lambda: fit(model, None, 1), "images must be Images.*, got NoneType"),
         (
             lambda: fit(torch.nn.DataParallel(model), few, 1),
-            r"model must be a PlanarVAE, got DataParallel: pass its \.module",
+            "model must be a PlanarVAE, got DataParallel",
         ),
+        (
+            lambda: fit(torch.optim.swa_utils.AveragedModel(model), few, 1),
+            "model must be a PlanarVAE, got AveragedModel",
+        ),
+        (lambda: mean_terms(torch.nn.DataParallel(model), few.test), "model must be a PlanarVAE, got DataParallel"),
         (lambda: fit(torch.nn.Linear(2, 2), few, 1), "model must be a PlanarVAE, got Linear"),
         (lambda: fit(few, model, 1), "model must be a PlanarVAE, got Images"),
-        (lambda: fit(PlanarVAE, few, 1), "model must be a PlanarVAE, got type"),
+        (lambda: fit(PlanarVAE, few, 1), "model must be a PlanarVAE, got the class PlanarVAE"),
         (lambda: fit(fresh().half(), few, 1), "model must be float32 or float64, got torch.float16"),
         (lambda: fit(fresh().bfloat16(), few, 1), "model must be float32 or float64, got torch.bfloat16"),
         (lambda: mean_terms(fresh().half(), few.test), "model must be float32 or float64"),
@@ -502,6 +509,7 @@ def test_wrong_things_are_named(few: Images) -> None:
         ),
         (lambda: train_or_load(few, 1, checkpoint="x.pt"), "no setting 'checkpoint'"),
         (lambda: fit(model, few), "missing a required argument: 'epochs'"),
+        (lambda: fit(model, few, 1, checkpoint=True), "checkpoint must be a path, got True"),
     ):
         with pytest.raises(TypeError, match=message):
             call()
@@ -511,7 +519,9 @@ def test_wrong_things_are_named(few: Images) -> None:
         (lambda: train_or_load(few, 1, seed=-1), "seed must be"),
         (lambda: train_or_load(few, 1, schedule="none"), "schedule must be"),
         (lambda: train_or_load(few, 1, constraint="none"), "constraint must be"),
-        (lambda: mean_terms(model, few.test[:, :9]), r"images must have shape \(N ≥ 0, 784\)"),
+        (lambda: mean_terms(model, few.test[:, :9]), r"images must have shape \(N ≥ 1, 784\)"),
+        (lambda: mean_terms(model, few.test[:0]), r"images must have shape \(N ≥ 1, 784\), got \(0, 784\)"),
+        (lambda: mean_terms(model, few.test, batch_size=0), "batch_size must be"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -572,8 +582,79 @@ def test_a_folder_that_cannot_be_written_to_is_read(
     longer = train_or_load(few, 2, hidden=20, progress=False)  # goes on from what is there, and keeps nothing
     out = capsys.readouterr().out
     assert trained_epochs == [1, 2] and equal(longer[1], fit(fresh_for_runs(), few, 2, progress=False))
-    assert f"{runs} cannot be written to ({failure.strerror}): what is trained now is not kept" in out
+    assert f"{runs} cannot be written to ({failure.strerror}): what is trained from here on is not kept" in out
     assert sorted(runs.iterdir()) == names
+
+
+def with_little_room(call: Callable[[], Any]) -> tuple[Any, str]:
+    """What the call returns, or the OSError it raises, in a process of its own, and what it prints there."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def answer() -> None:
+        torch.set_num_threads(1)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            try:
+                answered = call()
+            except OSError as error:
+                answered = error
+        there.send_bytes(pickle.dumps((answered, printed.getvalue())))
+
+    process = context.Process(target=answer)
+    process.start()
+    there.close()
+    answered = pickle.loads(here.recv_bytes())
+    process.join()
+    return answered
+
+
+def fill_the_disk() -> None:
+    """Let no file of this process grow beyond 4 kB from here on: a write fails as on a full disk."""
+    import resource  # Unix has it
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(("full_from", "kept"), [(1, []), (2, ["1.pt"]), (5, ["1.pt", "3.pt", "4.unfinished"])])
+def test_a_full_disk_costs_nothing_that_was_trained(few: Images, runs: Path, full_from: int, kept: list[str]) -> None:
+    bar = train._progress_bar
+
+    def filling(*args: Any) -> Iterator[int]:
+        for epoch in bar(*args):
+            if epoch + 1 == full_from:
+                fill_the_disk()
+            yield epoch
+
+    def trained() -> tuple[PlanarVAE, train.History]:
+        train._progress_bar = filling
+        return train_or_load(few, 6, hidden=20, progress=False)
+
+    (model, history), printed = with_little_room(trained)
+    expected = fresh_for_runs()
+    assert equal(history, fit(expected, few, 6, progress=False)) and same(model, expected)
+    said, result = printed.splitlines()
+    assert said == f"{runs} cannot be written to (File too large): what is trained from here on is not kept"
+    assert result.startswith("K = 3, shifted u_hat: 6 epochs on few")
+    assert sorted(path.name.split("-")[-1] for path in runs.iterdir() if path.suffix != ".lock") == kept
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_full_disk_under_a_checkpoint_is_an_error_and_the_old_file_stays(few: Images, tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    fit(fresh(), few, 1, checkpoint=path, progress=False)
+    old = path.read_bytes()
+
+    def refused() -> None:
+        fill_the_disk()
+        fit(fresh(), few, 2, checkpoint=path, progress=False)
+
+    error, _ = with_little_room(refused)
+    assert isinstance(error, OSError) and error.filename == str(path)
+    assert error.strerror == "checkpoint cannot be written (File too large)"
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_working_directory_may_change_between_calls(
