@@ -46,7 +46,8 @@ def importance_log_px(model: PlanarVAE, x: Tensor, n_samples: int) -> LogPx:
             log_weights = model._elbo_draws(part, model._encode(part), n_samples).double()
             log_mean = torch.logsumexp(log_weights, dim=0) - math.log(n_samples)
             # relative to the mean weight; without any weight there is no mean to compare with
-            spread = (log_weights - log_mean).exp().std(dim=0, correction=min(1, n_samples - 1))
+            weights = (log_weights - log_mean).exp()
+            spread = ((weights - weights.mean(dim=0)) ** 2).sum(dim=0).div(max(1, n_samples - 1)).sqrt()
             unknown = (log_mean == -torch.inf) | ((n_samples == 1) & ~log_mean.isnan())
             parts.append(LogPx(log_mean, (spread / n_samples**0.5).masked_fill(unknown, torch.inf)))
         return LogPx(*(torch.cat(column).to(x) for column in zip(*parts, strict=True)))
@@ -111,8 +112,8 @@ def inference_gap(
         log_px = _exact_log_px(model, x, TOLERANCE).log_px
         posteriors = model._encode(x), *own
         before, *after = (model._elbo_draws(x, posterior, n_eval).mean(dim=0) for posterior in posteriors)
-    best = torch.stack(after).amax(dim=0)
-    return InferenceGap(log_px - before, log_px - best, best - before)
+        best = torch.stack(after).amax(dim=0)
+        return InferenceGap(log_px - before, log_px - best, best - before)
 
 
 def _check_ascent(model: PlanarVAE, x: Tensor, start: FlowPosterior | None, steps: int, n_samples: int) -> None:
