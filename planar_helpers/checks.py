@@ -5,7 +5,9 @@ Nothing that is checked is imported here: a check that shares the code it checks
 
 import ast
 import inspect
+import sys
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,7 +45,7 @@ def compare(what: str, one: Tensor | float, other: Tensor | float, within: float
             f"{place}: {a.flatten()[worst].item()!r} and {b.flatten()[worst].item()!r}, "
             f"by {difference.flatten()[worst].item():.1e}"
         )
-    print(f"{what}: " + (f"largest difference below {within:.0e}" if within > 0 else "equal, bit for bit"))
+    _say(f"{what}: " + (f"largest difference below {within:.0e}" if within > 0 else "equal, bit for bit"))
 
 
 def compare_mean(what: str, draws: Tensor, exact: Tensor | float, errors: float = 4) -> None:
@@ -65,7 +67,32 @@ def compare_mean(what: str, draws: Tensor, exact: Tensor | float, errors: float 
     if not abs(mean - value.item()) < errors * error + rounding:
         off = abs(mean - value.item()) / error if error > 0 else float("inf")
         raise AssertionError(f"{line}, off by {off:.1f} standard errors")
-    print(f"{line}, within {errors:g} standard errors")
+    _say(f"{line}, within {errors:g} standard errors")
+
+
+def ladj_by_autograd(f: Callable[..., Tensor], z: Tensor, *parameters: Tensor) -> Tensor:
+    """Return log abs det ∂f/∂z (N,) at each of N points: autograd's full Jacobian, and elimination (slogdet).
+
+    f maps one point z (D,), with that point's own parameters, to one point (D,); z is (N, D), and each of the
+    parameters (N, ...). It takes D backward passes and D³ operations a point, and knows no formula.
+
+    Raises ValueError if z is not (N, D), if a parameter does not come N times, or if f returns no point (D,).
+    Derived in: notebooks/01_change_of_variables, section "What does a bent map do to area, and to a density?".
+
+    >>> ladj_by_autograd(lambda z, a: a * z, torch.ones(2, 3), torch.tensor([1.0, -1.0]))
+    tensor([0., 0.])
+    """
+    if z.dim() != 2 or z.numel() == 0:
+        raise ValueError(f"z must be (N, D) with N ≥ 1 and D ≥ 1, got shape {tuple(z.shape)}")
+    for i, parameter in enumerate(parameters):
+        if parameter.shape[:1] != z.shape[:1]:
+            raise ValueError(
+                f"parameters[{i}] must be ({len(z)}, ...), one a point, got shape {tuple(parameter.shape)}"
+            )
+    J = torch.func.vmap(torch.func.jacrev(f))(z, *parameters)  # (N, D, D): row i is the gradient of output i
+    if not isinstance(J, Tensor) or J.shape != (*z.shape, z.shape[1]):
+        raise ValueError(f"f must return one point ({z.shape[1]},) for one point, and nothing else")
+    return torch.linalg.slogdet(J).logabsdet
 
 
 def show_source(*things: Any) -> None:
@@ -80,7 +107,14 @@ def show_source(*things: Any) -> None:
             sources.append(_without_docstrings(inspect.getsource(inspect.unwrap(function))))
         except TypeError:
             raise TypeError(f"things must be functions, classes or modules, got {thing!r}") from None
-    print("\n\n".join(sources))
+    _say("\n\n".join(sources))
+
+
+def _say(text: str) -> None:
+    """Print; what the console cannot show (± in ASCII, û in an old Windows one) comes as a question mark."""
+    if sys.stdout is not None and not sys.stdout.closed:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(text.encode(encoding, errors="replace").decode(encoding))
 
 
 def _double(values: Tensor | float, name: str) -> Tensor:

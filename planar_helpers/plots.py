@@ -15,12 +15,14 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.animation import FuncAnimation
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from planar_helpers.results import STYLE
 
@@ -208,15 +210,12 @@ def image_grid(ax: Axes, images: Values, columns: int = 10, padding: int = 5, ti
         pixels = pixels / 255
     if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(f"images must lie in [0, 1], got values from {pixels.min():.3g} to {pixels.max():.3g}")
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
-    pixels = pixels.reshape(-1, 28, 28)
-    across, gap = min(columns, len(pixels)), padding if len(pixels) > 1 else 0
-    canvas = np.zeros((-(-len(pixels) // across) * (28 + gap) + gap, across * (28 + gap) + gap))
-    for i, image in enumerate(pixels):
-        top, left = (gap + place * (28 + gap) for place in divmod(i, across))
-        canvas[top : top + 28, left : left + 28] = image
-    ax.imshow(canvas, cmap="gray", vmin=0, vmax=1, origin="upper")
+    for name, given, least in (("columns", columns, 1), ("padding", padding, 0)):
+        if not isinstance(given, int | np.integer) or given < least:
+            raise ValueError(f"{name} must be a whole number, at least {least}, got {given!r}")
+    tiles = torch.from_numpy(pixels).reshape(-1, 1, 28, 28)
+    grid = make_grid(tiles, nrow=columns, padding=padding)  # a single image gets no padding
+    ax.imshow(grid[0].numpy(), cmap="gray", vmin=0, vmax=1, origin="upper")
     ax.set(title=title)
     ax.axis("off")
 

@@ -1,6 +1,8 @@
 """The comparisons print what they should, and fail when they should; sources come without docstrings."""
 
 import ast
+import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from planar_helpers import checks, elbo, planar
-from planar_helpers.checks import compare, compare_mean, show_source
+from planar_helpers.checks import compare, compare_mean, ladj_by_autograd, show_source
 
 
 def test_a_comparison_prints_its_bound_and_not_the_difference(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +76,44 @@ def test_a_mean_is_compared_within_its_error_bar(capsys: pytest.CaptureFixture[s
             compare_mean("E", torch.zeros(shape), 0.0)
     with pytest.raises(ValueError, match="exact must be one number"):
         compare_mean("E", draws, torch.zeros(2))
+
+
+def test_the_log_determinant_by_autograd_is_that_of_a_matrix_known_by_hand() -> None:
+    A = torch.tensor([[2.0, 1.0], [0.0, -3.0]], dtype=torch.float64)  # det = −6
+    z, scale = torch.rand(4, 2, dtype=torch.float64), torch.tensor([1.0, 2.0, -3.0, 0.5], dtype=torch.float64)
+    ladj = ladj_by_autograd(lambda z, a, b: a * (A @ z) + b, z, scale, z)
+    compare("ladj", ladj, torch.tensor(6.0).log() + 2 * scale.abs().log(), within=1e-6)
+    compare("a bend", ladj_by_autograd(torch.exp, z), z.sum(-1), within=1e-14)  # the Jacobian is diag(e^z)
+    assert ladj_by_autograd(torch.exp, z.float()).dtype == torch.float32
+
+
+def test_what_has_no_square_jacobian_is_refused() -> None:
+    z = torch.ones(3, 2)
+    for shape in ((2,), (0, 2), (3, 0)):
+        with pytest.raises(ValueError, match=r"z must be \(N, D\) with N ≥ 1 and D ≥ 1"):
+            ladj_by_autograd(torch.exp, torch.ones(shape))
+    for f in (torch.sum, lambda z: (z, z), lambda z: z[:1]):
+        with pytest.raises(ValueError, match=r"f must return one point \(2,\)"):
+            ladj_by_autograd(f, z)
+    with pytest.raises(ValueError, match=r"parameters\[1\] must be \(3, ...\)"):
+        ladj_by_autograd(lambda z, a, b: z, z, z, torch.ones(2))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8", None])
+def test_a_console_that_lacks_a_letter_shows_the_rest(monkeypatch: pytest.MonkeyPatch, encoding: str | None) -> None:
+    written = io.BytesIO()
+    console = io.TextIOWrapper(written, encoding=encoding, newline="\n") if encoding else None  # None: no console
+    monkeypatch.setattr(sys, "stdout", console)
+    compare("û and −x²", 1.0, 1.0)
+    compare_mean("E over û", torch.tensor([0.0, 1.0]), 0.5)
+    show_source(planar.constrain_u)
+    if console:
+        console.flush()
+        text = written.getvalue().decode(encoding)
+        assert (
+            "largest difference below 1e-12\n" in text and "exact 0.500, within" in text and "def constrain_u" in text
+        )
+        assert ("û" in text) == (encoding != "ascii") and ("?" in text) == (encoding != "utf-8")
 
 
 class Shown:

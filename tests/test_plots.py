@@ -148,8 +148,9 @@ def test_pixels_are_bytes_or_lie_in_0_1() -> None:
     for bad in (torch.randn(2, 784), torch.full((1, 784), torch.nan), torch.full((1, 784), 255)):
         with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
             plots.image_grid(ax, bad)
-    with pytest.raises(ValueError, match="columns must be at least 1"):
-        plots.image_grid(ax, torch.zeros(1, 784), columns=0)
+    for wrong, name in (({"columns": 0}, "columns"), ({"columns": 2.5}, "columns"), ({"padding": -1}, "padding")):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, at least"):
+            plots.image_grid(ax, torch.zeros(1, 784), **wrong)
 
 
 def test_labels_and_shapes_that_do_not_fit_are_refused() -> None:
