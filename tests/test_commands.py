@@ -1,5 +1,6 @@
 """What the commands do: notebooks run in surroundings of their own, copies for the lab, paths with a blank in them."""
 
+import importlib.util
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -25,7 +27,7 @@ WHERE = (
     "print(planar_helpers.__file__)\nprint(sys.executable, os.environ['OMP_NUM_THREADS'], os.environ['PLANAR_RUNS'])\n"
     "print(open('../encoded.txt').read(), end='')"
 )
-NUMBERS = "results.save_numbers('04_n', {'a': (1.5, 0.1), 'b': (2.0, 0.1)}, None)"
+NUMBERS = "results.save_numbers('01_n', {'a': (1.5, 0.1), 'b': (2.0, 0.1)}, None)"
 
 
 def notebook(*cells: str, figures: int = 0, alt: str = "") -> nbformat.NotebookNode:
@@ -52,15 +54,14 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.C
         shutil.copy(path, root / "notebooks")
     (root / "encoded.txt").write_text("û ≥ −1", encoding="utf-8")
     for name, made in {
-        "01_line": notebook(IMPORTS, WHERE, FIGURE, figures=1, alt="a line"),
+        "01_line": notebook(IMPORTS, NUMBERS, WHERE, FIGURE, figures=1, alt="a line"),
         "02_lost": notebook("print(1)", figures=1),
         "03_fails": notebook("1 / 0"),
-        "04_numbers": notebook(IMPORTS, NUMBERS),
     }.items():
         nbformat.write(made, root / "notebooks" / f"{name}.ipynb")
     stored = {"numbers": {name: {"value": value, "tolerance": 0.1} for name, value in (("a", 1.0), ("b", 2.05))}}
     (root / "figures" / "results").mkdir(parents=True)
-    (root / "figures" / "results" / "04_n.json").write_text(json.dumps(stored), encoding="utf-8")
+    (root / "figures" / "results" / "01_n.json").write_text(json.dumps(stored), encoding="utf-8")
     kernel = home / ".local" / "share" / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     foreign = {"argv": ["/bin/false", "{connection_file}"], "display_name": "another", "language": "python"}
@@ -82,7 +83,7 @@ def stored(root: Path, name: str) -> nbformat.NotebookNode:
 
 def test_a_notebook_runs_under_this_interpreter_with_the_package_beside_it(course) -> None:
     root, done = course
-    text = stored(root, "01_line").cells[2].outputs[0].text.splitlines()
+    text = stored(root, "01_line").cells[3].outputs[0].text.splitlines()
     assert Path(text[0]) == root / "planar_helpers" / "__init__.py"
     assert text[1] == f"{sys.executable} 1 {root / 'my runs'}", "one thread, and folders as absolute paths"
     assert text[2] == "û ≥ −1"
@@ -90,7 +91,7 @@ def test_a_notebook_runs_under_this_interpreter_with_the_package_beside_it(cours
 
 def test_figures_are_shown_and_saved_whatever_the_backend(course) -> None:
     root, done = course
-    cell = stored(root, "01_line").cells[3]
+    cell = stored(root, "01_line").cells[4]
     (output,) = [output for output in cell.outputs if "image/png" in output.get("data", {})]
     assert output.metadata["image/png"]["alt"] == "a line"
     assert cell.metadata == {"tags": ["a"], "alt": "a line"}, "alt and tags stay, the rest goes"
@@ -103,10 +104,10 @@ def test_failures_lost_figures_and_missed_numbers_are_told_and_fail_the_command(
     assert "03_fails failed" in done.stderr and "ZeroDivisionError" in done.stdout
     assert "02_lost.ipynb holds 1 figures and this run gave 0" in done.stderr
     assert "1 stored numbers missed their tolerance" in done.stderr
-    assert "2 of 2 stored numbers made again, 1 outside" in done.stdout and "04_n: a: 1.5 now" in done.stdout
-    assert "done in" in done.stdout and "2 of 4 notebooks" in done.stdout
+    assert "2 of 2 stored numbers made again, 1 outside" in done.stdout and "01_n: a: 1.5 now" in done.stdout
+    assert "done in" in done.stdout and "1 of 3 notebooks" in done.stdout
     written = {path.name for path in (root / "build" / "notebooks").iterdir()}
-    assert written == {"01_line.ipynb", "04_numbers.ipynb"}, "only what ran to its end is written"
+    assert written == {"01_line.ipynb"}, "only what ran to its end is written"
 
 
 def test_progress_is_told_notebook_by_notebook_and_cell_by_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,26 +136,50 @@ def test_unknown_notebooks_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: 
         assert "names must be of notebooks" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["."], ["notebooks"], ["--nbval", "notebooks"]], ids=" ".join)
-def test_pytest_says_how_notebooks_are_tested(course, words: list[str]) -> None:
-    root, _ = course
-    cwd = root / "notebooks" if words == ["."] else root
-    done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 4 and "--nbval-lax" in done.stderr, done.stdout + done.stderr
+def configured(*args: str, nbval: bool = False, lax: bool = False) -> SimpleNamespace:
+    """What pytest would hand to the notebooks' conftest."""
+    options = {"nbval": nbval or lax, "nbval_lax": lax}
+    return SimpleNamespace(args=args, getoption=options.get, option=SimpleNamespace())
 
 
-def test_pytest_of_the_whole_folder_collects_the_tests_and_no_script(course) -> None:
-    root, _ = course
-    (root / "tests").mkdir()
-    for name in ("conftest", "test_one"):
-        (root / "tests" / f"{name}.py").write_text(
-            '"""One."""\n\n\ndef test_one() -> None:\n    pass\n', encoding="utf-8"
-        )
+def test_pytest_says_how_notebooks_are_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("notebooks_conftest", ROOT / "notebooks" / "conftest.py")
+    conftest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conftest)
+    for cwd, args, nbval in (
+        (ROOT, ["notebooks"], False), (ROOT / "notebooks", ["."], False), (ROOT, ["notebooks"], True),
+        (ROOT, ["notebooks/01_x.ipynb::Cell 1"], False),
+    ):  # fmt: skip
+        monkeypatch.chdir(cwd)
+        with pytest.raises(pytest.UsageError, match="--nbval-lax"):
+            conftest.pytest_configure(configured(*args, nbval=nbval))
+    monkeypatch.chdir(ROOT)
+    for asked in (
+        configured(),
+        configured("tests", "planar_helpers"),
+        configured("."),
+        configured("tests", "notebooks"),
+    ):
+        conftest.pytest_configure(asked)
+    lax = configured("notebooks", lax=True)
+    conftest.pytest_configure(lax)
+    assert lax.option.nbval_current_env
+
+
+def test_pytest_of_the_whole_folder_collects_the_tests_and_no_script(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("[0-9]*", "__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name in ("tests/conftest", "tests/test_one", "planar_helpers/run", "build/test_copy", "my_notebooks/test_mine"):
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('"""One.\n\n>>> 1\n1\n"""\n\n\ndef test_one() -> None:\n    pass\n', encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "."]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "tests/test_one.py::test_one" in done.stdout and "planar_helpers/run.py::" in done.stdout
-    assert "notebooks/" not in done.stdout and "build/" not in done.stdout
+    assert not any(folder in done.stdout for folder in ("notebooks/", "build/"))
+    refused = subprocess.run([*command[:3], "notebooks"], cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 4 and "--nbval-lax" in refused.stderr
 
 
 def test_copies_for_the_lab_are_updated_until_they_are_edited(tmp_path: Path) -> None:
