@@ -45,10 +45,7 @@ def constrain_u(w: Tensor, u: Tensor, constraint: str = "shifted") -> Tensor:
     >>> (w @ constrain_u(w, u)).item() > -1
     True
     """
-    _check_tensors(w=w, u=u)
-    if min(w.dim(), u.dim()) < 1 or w.shape[-1] != u.shape[-1] or w.shape[-1] < 1:
-        raise ValueError(f"u must end in the same size D ≥ 1 as w, got u {tuple(u.shape)} and w {tuple(w.shape)}")
-    _broadcast(u=u.shape, w=w.shape)
+    _check_step({"w": w, "u": u})
     return _constrain(w, u, constraint)[0]
 
 
@@ -88,8 +85,9 @@ def planar_step(z: Tensor, w: Tensor, u: Tensor, b: Tensor, slack: Tensor | None
     The second form has no cancellation where slack → 0. Pass `slack` if it is known better than 1 + wᵀu can be
     recomputed. Without it the step may fold: nothing here asks that f be invertible.
 
-    Shapes: z, w, u (..., D), b and slack (...,); returns z_next (..., D), ladj (...,), in nats. Raises TypeError and
-    ValueError for dtypes and devices, as `planar_chain`.
+    Shapes: z, w, u (..., D), b and slack (...,), batch shapes broadcast; returns z_next (..., D), ladj (...,), in nats.
+    Raises ValueError for shapes that do not fit (a b or slack with more axes than z, w and u have before D, such as
+    (5, 1) for five points, too), TypeError for dtypes and devices, as `planar_chain`.
 
     Source: Rezende & Mohamed 2015, equations (10) to (12). Derived in: notebooks/02_planar_flow, section
     "What is the determinant?".
@@ -98,9 +96,8 @@ def planar_step(z: Tensor, w: Tensor, u: Tensor, b: Tensor, slack: Tensor | None
     >>> planar_step(z, w, u, b)[1].exp().item()  # 1 + wᵀu at the hyperplane
     3.0
     """
-    _check_tensors(z=z, w=w, u=u, b=b, **({} if slack is None else {"slack": slack}))
-    if slack is None:
-        slack = 1 + (w * u).sum(dim=-1)
+    _check_step({"z": z, "w": w, "u": u}, b=b, **({} if slack is None else {"slack": slack}))
+    slack = 1 + (w * u).sum(dim=-1) if slack is None else slack
     a = (w * z).sum(dim=-1) + b
     z_next = z + u * torch.tanh(a).unsqueeze(-1)
     return z_next, torch.log(torch.abs(_det(a, slack)))
@@ -132,15 +129,14 @@ def planar_chain(z0: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str = 
     >>> zK.shape, sum_ladj.shape
     (torch.Size([5, 2]), torch.Size([5]))
     """
-    batch = _check_chain("z0", z0, w, u, b)
+    z, a = _check_chain("z0", z0, w, u, b), []
     u_hat, slack = _constrain(w, u, constraint)
-    z, a = z0.expand(*batch, z0.shape[-1]), []
     # unbind, not w[..., k, :] in the loop: indexing makes the backward pass quadratic in K.
     for w_k, u_hat_k, b_k in zip(w.unbind(-2), u_hat.unbind(-2), b.unsqueeze(-1).unbind(-2), strict=True):
         a.append((w_k * z).sum(dim=-1, keepdim=True) + b_k)
         z = z + u_hat_k * torch.tanh(a[-1])
     # A step's determinant needs only its own a and slack, and is positive: all K are taken at once.
-    sum_ladj = torch.log(_det(torch.cat(a, dim=-1), slack)).sum(dim=-1) if a else z0.new_zeros(batch)
+    sum_ladj = torch.log(_det(torch.cat(a, dim=-1), slack)).sum(dim=-1) if a else z.new_zeros(z.shape[:-1])
     return z, sum_ladj
 
 
@@ -164,70 +160,18 @@ def planar_inverse(zK: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str 
     >>> [round(c, 4) for c in planar_inverse(zK, w, u, b).tolist()]
     [0.5, -1.0]
     """
-    batch = _check_chain("zK", zK, w, u, b)
+    z = _check_chain("zK", zK, w, u, b)
     u_hat, slack = _constrain(w, u, constraint)
-    z = zK.expand(*batch, zK.shape[-1])
     for w_k, u_hat_k, b_k, slack_k in reversed(
         list(zip(w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), slack.unbind(-1), strict=True))
     ):
-        a = _solve_along_w((w_k * z).sum(dim=-1) + b_k, slack_k.expand(batch))
+        a = _solve_along_w((w_k * z).sum(dim=-1) + b_k, slack_k.expand(z.shape[:-1]))
         z = z - u_hat_k * torch.tanh(a).unsqueeze(-1)
     return z
 
 
-class _SolveAlongW(torch.autograd.Function):
-    """Solve a + (slack − 1) tanh(a) = target for a, elementwise; target and slack have one shape (...,).
-
-    The derivatives are those of the implicit function theorem, with det = h² + slack h′ of `_det`, h = tanh(a):
-
-        ∂a/∂target = 1/det,     ∂a/∂slack = −h/det
-
-    Both are functions of a and slack, so they can be differentiated in their turn.
-    """
-
-    @staticmethod
-    def forward(target: Tensor, slack: Tensor) -> Tensor:
-        return _root_along_w(target, slack)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output, inputs[1])
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        a, slack = ctx.saved_tensors
-        grad_target = grad / _det(a, slack)
-        return grad_target, -torch.tanh(a) * grad_target
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, int | None], *inputs: Tensor) -> tuple[Tensor, int]:
-        target, slack = (t if d is None else t.movedim(d, 0) for t, d in zip(inputs, in_dims, strict=True))
-        return _solve_along_w(*torch.broadcast_tensors(target, slack)), 0
-
-
-class _SolveAlongWForward(_SolveAlongW):
-    """The same in forward mode, which torch.compile refuses to see."""
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        # torch switches forward mode off in here, for outer derivatives too, and a jvp of a jvp would be wrong without
-        # a word: switch it on again (inference_mode does), on the values that this derivative does not see.
-        with torch.inference_mode(False):
-            target, slack, d_target, d_slack = (
-                torch.autograd.forward_ad.unpack_dual(t).primal for t in (*ctx.saved_tensors, *tangents)
-            )
-            a = _solve_along_w(target, slack)
-            return (d_target - torch.tanh(a) * d_slack) / _det(a, slack)
-
-
-def _solve_along_w(target: Tensor, slack: Tensor) -> Tensor:
-    return (_SolveAlongW if torch.compiler.is_compiling() else _SolveAlongWForward).apply(target, slack)
-
-
-@torch.library.custom_op("planar_helpers::root_along_w", mutates_args=())
-def _root_along_w(target: Tensor, slack: Tensor) -> Tensor:
-    """Newton's method, without derivatives; one opaque operation for torch.compile and torch.export."""
+def _newton(target: Tensor, slack: Tensor) -> Tensor:
+    """Solve a + (slack − 1) tanh(a) = target for a, elementwise, by Newton's method in a bracket; one shape (...,)."""
     m = slack - 1
     lo, hi = target - m.abs(), target + m.abs()
     # g is odd, so take target ≥ 0. There Newton's method is monotone from target/(1 + m) for m > 0
@@ -241,15 +185,61 @@ def _root_along_w(target: Tensor, slack: Tensor) -> Tensor:
         newton = a - residual / (h**2 + slack * (1 - h**2))
         a_next = torch.where((newton >= lo) & (newton <= hi), newton, (lo + hi) / 2)
         # Done where the equation holds to rounding, or where a no longer moves.
-        solved = residual.abs() <= 2 * rounding * (a.abs() + (m * h).abs())
-        solved |= (a_next - a).abs() <= 4 * rounding * a.abs()
+        solved = (residual.abs() <= 2 * rounding * (a.abs() + (m * h).abs())) | (
+            (a_next - a).abs() <= 4 * rounding * a.abs()
+        )
         a = torch.where(residual == 0, a, a_next)
         if bool(solved.all()):
             break
     return a
 
 
-_root_along_w.register_fake(lambda target, slack: torch.empty_like(target))
+# For torch.compile and torch.export the loop, whose length depends on values, is one operation that they do not open.
+_newton_op = torch.library.custom_op("planar_helpers::newton", _newton, mutates_args=())
+_newton_op.register_fake(lambda target, slack: torch.empty_like(target))
+
+
+class _SolveAlongW(torch.autograd.Function):
+    """Give `_newton` its derivatives, those of the implicit function theorem.
+
+        ∂a/∂target = 1/det,     ∂a/∂slack = −h/det,     h = tanh(a), det = h² + slack h′ of `_det`
+
+    Both are functions of a and slack, so they can be differentiated in their turn. To let autograd differentiate a
+    last Newton iteration instead would be shorter, and lose all digits where det comes near the rounding.
+    """
+
+    forward = staticmethod(_newton_op)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output, inputs[1])
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, slack = ctx.saved_tensors
+        grad_target = grad / _det(a, slack)
+        return grad_target, -torch.tanh(a) * grad_target
+
+    @staticmethod
+    def jvp(ctx: Any, d_target: Tensor, d_slack: Tensor) -> Tensor:
+        # torch switches forward mode off in here, for outer derivatives too, and a jvp of a jvp would be wrong without
+        # a word: switch it on again (inference_mode does), on the saved values without this derivative's own tangents
+        # (unpack_dual, which says so by name, knows neither torch.compile nor all of vmap).
+        with torch.inference_mode(False):
+            target, slack = (torch.ops.aten._fw_primal(t, 0) for t in ctx.saved_tensors)
+            a = _solve_along_w(target, slack)
+            return (d_target - torch.tanh(a) * d_slack) / _det(a, slack)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], *inputs: Tensor) -> tuple[Tensor, int]:
+        first = [t if d is None else t.movedim(d, 0) for t, d in zip(inputs, in_dims, strict=True)]
+        return _solve_along_w(*torch.broadcast_tensors(*first)), 0
+
+
+@torch.compiler.allow_in_graph  # torch.compile by itself refuses a Function that has a jvp
+def _solve_along_w(target: Tensor, slack: Tensor) -> Tensor:
+    return _SolveAlongW.apply(target, slack)
 
 
 class PlanarTransform(Transform):
@@ -303,8 +293,9 @@ class PlanarTransform(Transform):
         return planar_chain(z0, self.w, self.u, self.b, self.constraint)[1]
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
-        """Broadcast a base shape (..., D) with the parameters' batch shape."""
-        return torch.broadcast_shapes(shape, self.w.shape[:-2] + self.w.shape[-1:])
+        """Broadcast a base shape (..., D) with the parameters' batch shape; ValueError where they do not fit."""
+        # a tensor of any shape takes no memory where it only repeats one number
+        return _check_chain("the base", self.w.new_empty(()).expand(shape), self.w, self.u, self.b).shape
 
     inverse_shape = forward_shape
 
@@ -312,8 +303,9 @@ class PlanarTransform(Transform):
 class CarriesConstraint(nn.Module):
     """Keep the constraint with the weights that were trained under it.
 
-    `state_dict()` carries its index in CONSTRAINTS as a uint8 tensor. Raises ValueError where weights of another
-    constraint, or weights without one, are loaded, with strict=False too: it is never guessed.
+    `constraint` can be read, not set: weights, settings and names would no longer agree. `state_dict()` carries its
+    index in CONSTRAINTS as a uint8 tensor. Raises ValueError where weights of another constraint, or weights without
+    one, are loaded, with strict=False too: it is never guessed.
 
     >>> PlanarFlow(2, 8).state_dict()["_extra_state"]
     tensor(1, dtype=torch.uint8)
@@ -322,7 +314,18 @@ class CarriesConstraint(nn.Module):
     def __init__(self, constraint: str) -> None:
         super().__init__()
         check_constraint(constraint)
-        self.constraint = constraint
+        self._constraint = constraint
+
+    @property
+    def constraint(self) -> str:
+        """The constraint that the weights belong to; AttributeError if it is set."""
+        return self._constraint
+
+    @constraint.setter
+    def constraint(self, value: str) -> None:
+        raise AttributeError(
+            f"constraint is fixed when a {type(self).__name__} is made: build a new one with constraint={value!r}"
+        )
 
     def get_extra_state(self) -> Tensor:
         """Return what `state_dict()` keeps besides the weights (asked for by `torch.nn`)."""
@@ -365,9 +368,8 @@ class PlanarFlow(CarriesConstraint):
         super().__init__(constraint)
         check_int("D", D, least=1)
         check_int("K", K, least=0)
-        w = torch.randn(K, D)
-        self.w = nn.Parameter(w)
-        self.u = nn.Parameter(identity_u(w, constraint) + 0.01 * torch.randn(K, D))
+        self.w = nn.Parameter(torch.randn(K, D))
+        self.u = nn.Parameter(identity_u(self.w.detach(), constraint) + 0.01 * torch.randn(K, D))
         self.b = nn.Parameter(torch.zeros(K))
 
     def forward(self, z0: Tensor) -> tuple[Tensor, Tensor]:
@@ -419,24 +421,35 @@ def _check_tensors(**tensors: Tensor) -> None:
             raise TypeError(f"{', '.join(tensors)} must share one {what}, got {each}")
 
 
-def _check_parameters(w: Tensor, u: Tensor, b: Tensor) -> int:
-    """Check the shapes and dtypes of a chain's parameters (no values: that would wait for the device); return D."""
+def _check_parameters(w: Tensor, u: Tensor, b: Tensor) -> None:
+    """Check the shapes and dtypes of a chain's parameters (no values: that would wait for the device)."""
     _check_tensors(w=w, u=u, b=b)
     if w.dim() < 2 or u.shape != w.shape or b.shape != w.shape[:-1] or w.shape[-1] < 1:
         raise ValueError(
             "w, u and b must have shapes (..., K, D), (..., K, D) and (..., K) with D ≥ 1, "
             f"got {tuple(w.shape)}, {tuple(u.shape)} and {tuple(b.shape)}"
         )
-    return w.shape[-1]
 
 
-def _check_chain(name: str, z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> torch.Size:
-    """Check that z fits the parameters, and return the batch shape of both together."""
-    D = _check_parameters(w, u, b)
+def _check_chain(name: str, z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> Tensor:
+    """Check that z fits the parameters, and return it expanded to the batch shape of both together."""
+    _check_parameters(w, u, b)
     _check_tensors(**{name: z}, w=w)
-    if z.dim() < 1 or z.shape[-1] != D:
-        raise ValueError(f"{name} must have shape (..., {D}) to fit w, got {tuple(z.shape)}")
-    return _broadcast(**{name: z.shape[:-1], "w": w.shape[:-2]})
+    if z.dim() < 1 or z.shape[-1] != w.shape[-1]:
+        raise ValueError(f"{name} must have shape (..., {w.shape[-1]}) to fit w, got {tuple(z.shape)}")
+    return z.expand(*_broadcast(**{name: z.shape[:-1], "w": w.shape[:-2]}), w.shape[-1])
+
+
+def _check_step(vectors: dict[str, Tensor], **scalars: Tensor) -> None:
+    """Check one step's vectors (..., D) and scalars (...,), which may not have an axis that all the vectors lack."""
+    _check_tensors(**vectors, **scalars)
+    sizes, axes = zip(*((t.shape[-1] if t.dim() > 0 else 0, t.dim() - 1) for t in vectors.values()), strict=True)
+    if min(sizes) < 1 or min(sizes) < max(sizes) or any(tensor.dim() > max(axes) for tensor in scalars.values()):
+        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in (vectors | scalars).items())
+        raise ValueError(
+            f"{', '.join(vectors)} must be (..., D), with the same size D ≥ 1, b and slack (...,), got {found}"
+        )
+    _broadcast(**{name: t.shape[:-1] for name, t in vectors.items()}, **{name: t.shape for name, t in scalars.items()})
 
 
 def _broadcast(**shapes: torch.Size) -> torch.Size:
@@ -444,5 +457,6 @@ def _broadcast(**shapes: torch.Size) -> torch.Size:
     try:
         return torch.broadcast_shapes(*shapes.values())
     except RuntimeError as error:
-        found = " and ".join(str(tuple(shape)) for shape in shapes.values())
-        raise ValueError(f"{' and '.join(shapes)} must have batch shapes that broadcast, got {found}") from error
+        raise ValueError(
+            f"{' and '.join(shapes)} must have batch shapes that broadcast, got {[*map(tuple, shapes.values())]}"
+        ) from error

@@ -421,6 +421,38 @@ def test_torch_func_and_forward_mode(function: Callable) -> None:
         assert torch.allclose(forward_ad.unpack_dual(dual).tangent, tangent, atol=1e-12)
 
 
+@pytest.mark.parametrize("function", [planar_inverse, lambda *args: planar_chain(*args)[0]], ids=["inverse", "chain"])
+def test_vectorised_jacobians_and_hessians_in_forward_mode(function: Callable) -> None:
+    w, u, b = random_chain(1, K=3, D=2)
+    z = torch.randn(2, dtype=torch.float64)
+    forward = {"vectorize": True, "strategy": "forward-mode"}
+    assert torch.allclose(jacobian(lambda z: function(z, w, u, b), z, **forward), jacfwd(function)(z, w, u, b))
+    assert torch.allclose(jacobian(lambda w: function(z, w, u, b), w, **forward), jacfwd(function, 1)(z, w, u, b))
+
+    def length(z: Tensor) -> Tensor:
+        return function(z, w, u, b).square().sum()
+
+    second = torch.autograd.functional.hessian(length, z, vectorize=True, outer_jacobian_strategy="forward-mode")
+    assert torch.allclose(second, jacrev(jacrev(length))(z), atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_jacobian_in_forward_mode_is_right() -> None:
+    w, u, b = random_chain(1, K=3, D=2)
+    torch._dynamo.reset()
+    found = torch.compile(jacfwd(planar_inverse), backend="aot_eager", fullgraph=True)(torch.ones(2).double(), w, u, b)
+    assert torch.allclose(found, jacrev(planar_inverse)(torch.ones(2).double(), w, u, b), atol=1e-12)
+
+
+@pytest.mark.parametrize("slack", [1e-12, 1e-6, 1.0, 1e3])
+def test_the_roots_derivatives_keep_their_digits_where_the_step_is_steep(slack: float) -> None:
+    """At target 0 the root is 0 and its derivative 1/slack: 1 + m h′ instead of det would lose it."""
+    target, slacks = torch.zeros(()).double().requires_grad_(), torch.tensor(slack, dtype=torch.float64)
+    assert torch.autograd.grad(solve_along_w(target, slacks), target)[0].item() == pytest.approx(1 / slack, rel=1e-14)
+    tangent = jvp(lambda t: solve_along_w(t, slacks), (target.detach(),), (torch.ones(()).double(),))[1]
+    assert tangent.item() == pytest.approx(1 / slack, rel=1e-14)
+
+
 def test_forward_mode_asks_for_no_gradients_that_are_off() -> None:
     w, u, b = (t.requires_grad_() for t in random_chain(1, K=3, D=2))
     z = torch.randn(2, dtype=torch.float64)
@@ -595,6 +627,20 @@ def test_flows_and_transforms_keep_print_and_compare_their_constraint() -> None:
     assert transform != "paper" and transform != PlanarTransform(*(t.detach().to("meta") for t in (w, u, b)), "paper")
 
 
+@pytest.mark.parametrize("flow", [PlanarFlow(2, 3), nn.Sequential(PlanarFlow(2, 3))[0]])
+def test_the_constraint_can_be_read_and_not_set(flow: PlanarFlow) -> None:
+    for change in (lambda: setattr(flow, "constraint", "paper"), lambda: setattr(flow, "constraint", "shifted")):
+        with pytest.raises(AttributeError, match="fixed when a PlanarFlow is made: build a new one with constraint='"):
+            change()
+    with pytest.raises(AttributeError):
+        del flow.constraint
+    buffer = io.BytesIO()
+    torch.save(flow, buffer)
+    buffer.seek(0)
+    for kept in (torch.load(buffer, weights_only=False), copy.copy(flow), copy.deepcopy(flow), flow):
+        assert kept.constraint == "shifted" and "'shifted'" in repr(kept) and kept.transform().constraint == "shifted"
+
+
 def test_an_expanded_distribution_keeps_the_constraint() -> None:
     qK = standard_normal_through(PlanarTransform(*random_chain(2, K=3, D=2), "paper"))
     z = torch.randn(5, 4, 2, dtype=torch.float64)
@@ -611,7 +657,7 @@ def test_transformed_distribution_integrates_to_one_at_points_it_did_not_sample(
     w, u, b = random_chain(2, K=3, D=2)
     q0 = Independent(Normal(torch.zeros(2).double(), torch.ones(2).double()), 1)
     qK = TransformedDistribution(q0, PlanarTransform(w, u, b, constraint))
-    z = plane_grid(-16, 16, 801)
+    z = plane_grid(-16, 16, 401)
     assert log_mass(z, qK.log_prob(z)).item() == pytest.approx(0, abs=2e-4)
     sample = qK.rsample((50_000,))
     for corner in (-1.0, 0.0, 1.0):
@@ -727,7 +773,59 @@ def test_bad_sizes_and_constraints_get_a_clear_error() -> None:
         lambda: constrain_u(Z, Z, "none"),
         lambda: constrain_u(Z, torch.zeros(3)),
     ):
-        with pytest.raises(ValueError, match="constraint must be|same size D"):
+        with pytest.raises(ValueError, match="constraint must be|w, u must be .* same size D ≥ 1, .*w .2,., u .3,."):
             call()
     with pytest.raises(ValueError, match="w, u and b must have shapes"):
         PlanarTransform(W, U, B[:1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"z": (5, 1)}, r"z, w, u must be .* same size D ≥ 1, .* got z \(5, 1\), w \(2,\), u \(2,\), b \(\)"),
+        ({"u": (1,)}, "same size D"),
+        ({"w": ()}, "same size D"),
+        ({"z": (5, 0), "w": (0,), "u": (0,)}, "D ≥ 1"),
+        ({"b": (5, 1)}, r"b and slack \(\.\.\.,\), got .* b \(5, 1\)"),
+        ({"slack": (5, 1)}, r"b and slack \(\.\.\.,\), got .* slack \(5, 1\)"),
+        ({"b": (3,)}, r"z and w and u and b must have batch shapes that broadcast, got .*\(3,\)"),
+        ({"slack": (3,)}, "z and w and u and b and slack must have batch shapes that broadcast"),
+        ({"w": (4, 2)}, "must have batch shapes that broadcast"),
+    ],
+)
+def test_a_step_refuses_shapes_that_would_broadcast_to_something_else(changes: dict, message: str) -> None:
+    shapes = {"z": (5, 2), "w": (2,), "u": (2,), "b": ()} | changes
+    with pytest.raises(ValueError, match=message):
+        planar_step(**{name: torch.ones(shape) for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((7, 4, 2), (4, 2), (4, 2), (4,), (4,)),
+        ((5, 2), (2,), (2,), (1,), ()),
+        ((2,), (5, 2), (5, 2), (5,), (5,)),
+        ((9, 1), (3, 1, 1), (3, 1, 1), (3, 1), (3, 1)),
+        ((6, 1, 2), (3, 2), (1, 2), (6, 1), (3,)),
+    ],
+)
+def test_a_step_takes_every_batch_that_is_meant(shapes: tuple) -> None:
+    z, w, u, b, slack = (torch.rand(shape) for shape in shapes)
+    batch = torch.broadcast_shapes(z.shape[:-1], w.shape[:-1], b.shape)
+    z_next, ladj = planar_step(z, w, u, b, slack)
+    assert z_next.shape == (*batch, z.shape[-1]) and ladj.shape == batch
+
+
+@pytest.mark.parametrize(
+    ("base", "batch", "message"),
+    [
+        ((3,), (), r"the base must have shape \(\.\.\., 2\) to fit w, got \(3,\)"),
+        ((1,), (), r"the base must have shape \(\.\.\., 2\) to fit w, got \(1,\)"),
+        ((4, 2), (3,), r"the base and w must have batch shapes that broadcast, got .*4,.*3,"),
+    ],
+)
+def test_a_base_that_does_not_fit_the_transform_is_named(base: tuple, batch: tuple, message: str) -> None:
+    transform = PlanarTransform(W.expand(*batch, 3, 2), U.expand(*batch, 3, 2), B.expand(*batch, 3))
+    with pytest.raises(ValueError, match=message):
+        TransformedDistribution(Independent(Normal(torch.zeros(base), 1.0), 1), transform)
+    assert transform.forward_shape((5, *batch, 2)) == transform.inv.forward_shape((5, *batch, 2)) == (5, *batch, 2)
