@@ -9,6 +9,7 @@ import pickle
 import random
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import planar_helpers.data
 import planar_helpers.run
@@ -448,6 +450,35 @@ def test_files_that_are_none_of_the_run_are_left_alone(tmp_path: Path) -> None:
         (tmp_path / other).touch()
     run.keep({"settings": {}}, 5)
     assert run.find(5) == tmp_path / "K3-shifted-0123456789-5.pt" and len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_run_waits_while_another_holds_its_lock(tmp_path: Path) -> None:
+    run, entered = Run(tmp_path, "K3-shifted-0123456789", asked=5), threading.Event()
+
+    def enter() -> None:
+        with run.lock():
+            entered.set()
+
+    with FileLock(tmp_path / "K3-shifted-0123456789.lock"):
+        thread = threading.Thread(target=enter)
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(10)
+    assert entered.is_set() and run.writable
+
+
+def test_a_write_that_fails_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    run, tried = Run(tmp_path, "K3-shifted-0123456789", asked=5), []
+
+    def disk_full(path: Path, content: bytes) -> None:
+        tried.append(path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
+    for epochs in (1, 2, 3):
+        run.keep({"settings": {}}, epochs)
+    said = f"{tmp_path} cannot be written to (No space left on device): what is trained from here on is not kept\n"
+    assert capsys.readouterr().out == said and len(tried) == 1 and list(tmp_path.iterdir()) == []
 
 
 def test_another_process_gives_the_same_name_and_reloaded_code_is_refused() -> None:

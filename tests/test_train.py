@@ -194,6 +194,7 @@ def test_history_holds_the_means_of_the_four_terms(few: Images) -> None:
     torch.manual_seed(1)
     means = mean_terms(model, few.test)
     assert abs(history.test.elbo[-1] - history.train.elbo[-1]) > 20
+    assert history.train.elbo.dtype == history.test.elbo.dtype == torch.float64
     for name, value in means._asdict().items():
         assert getattr(history.test, name)[-1].item() == pytest.approx(value.item(), rel=0.05, abs=0.5)
     assert history.test.elbo == pytest.approx(
