@@ -15,10 +15,11 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 # `make CPU='--index-url ...' ...` installs PyTorch from its own CPU wheels, small and without GPU libraries.
 CPU ?=
 PIN := $(if $(LOCKED),-c constraints.txt,)
-# Where tests draw: never into the gallery.
-BUILD := $(or $(PLANAR_FIGURES),$(CURDIR)/build)
+# Where tests draw (never into the gallery), and where mypy and Hypothesis keep their notes: from a read-only checkout,
+# `make test BUILD=/a/folder PLANAR_RUNS=... VENV=...`; Python itself keeps no byte code where it cannot write.
+BUILD ?= $(or $(PLANAR_FIGURES),$(CURDIR)/build)
 # A search path or a backend of the user's own reaches no test and no notebook.
-CLEAN := env -u PYTHONPATH -u PYTHONWARNINGS -u MPLBACKEND OMP_NUM_THREADS=1
+CLEAN := env -u PYTHONPATH -u PYTHONWARNINGS -u MPLBACKEND OMP_NUM_THREADS=1 HYPOTHESIS_STORAGE_DIRECTORY="$(BUILD)/hypothesis"
 
 .DEFAULT_GOAL := help
 .PHONY: help environment figures test lab notebooks readme bench mutants browser clean
@@ -51,9 +52,10 @@ bench: environment  ## Compare speeds in one run, as ratios
 mutants: environment  ## Change the package in small ways and see a test fail for each
 	$(CLEAN) "$(BIN)/python" tests/mutants.py
 
-browser: environment  ## Move the panel of notebook 02 in a real JupyterLab (needs Chromium)
+browser: environment  ## Move the panel of notebook 02, and use `make lab`, in a real browser (needs Chromium)
 	"$(BIN)/python" -m pip install -qq -e ".[browser]"
 	"$(BIN)/python" tests/browser_panel.py
+	"$(BIN)/python" tests/browser_panel.py --lab
 
 clean:  ## Remove the environment, build/ and trained models; my_notebooks/ stays
 	rm -rf "$(VENV)" build runs

@@ -44,10 +44,19 @@ def copy_notebooks(source: Path, mine: Path) -> list[str]:
 
 def main() -> int:
     """Make the copies and open the first in JupyterLab, whose kernel is this interpreter."""
-    for name in copy_notebooks(ROOT / "notebooks", MINE):
-        print(f"my_notebooks/{name} is your edited copy and stays; its original has changed since")
+    try:
+        kept = copy_notebooks(ROOT / "notebooks", MINE)
+    except OSError as error:
+        print(
+            f"my_notebooks/ cannot be written ({error.strerror}): copy the checkout to a folder of yours",
+            file=sys.stderr,
+        )
+        return 1
+    for name in kept:
+        print(f"my_notebooks/{name} is your edited copy and stays; its original has changed since", flush=True)
     environment = {
         **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel beside this interpreter, not one from the home
         "PLANAR_BUDGET": os.environ.get("PLANAR_BUDGET") or "quick",
         "PLANAR_FIGURES": os.environ.get("PLANAR_FIGURES") or str(ROOT / "build" / "my_figures"),

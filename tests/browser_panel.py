@@ -3,9 +3,16 @@
     python tests/browser_panel.py              notebook 02 and its panel (`make browser`)
     python tests/browser_panel.py 03 05        these notebooks
     python tests/browser_panel.py --all        every notebook
+    python tests/browser_panel.py --lab        `make lab`, as a reader uses it
 
-Works on copies in a temporary folder, with temporary settings, at the quick budget. Fails if a cell shows an error, if
-TeX is red or left unrendered, or if a slider leaves the panel's picture as it was. Screenshots go to build/browser/.
+The last runs `make lab` in a copy of the checkout whose path has a blank: opens 00 and 02, runs them, moves a slider,
+lets Jupyter save them by itself, shuts it down from its menu, and opens the lab again. It fails if git then sees a
+change, if a picture or a link of a copy is broken, if an edited copy is overwritten, or if one that was not edited
+does not follow its original.
+
+The others work on copies in a temporary folder, with temporary settings, at the quick budget. They fail if a cell shows
+an error, if TeX is red or left unrendered, or if a slider leaves the panel's picture as it was. Screenshots go to
+build/browser/.
 Needs Playwright (`pip install -e ".[browser]"`) and Chromium (in the PATH, or named in the variable CHROMIUM).
 """
 
@@ -13,6 +20,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,13 +35,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "build" / "browser"
+OUT = Path(os.environ.get("PLANAR_FIGURES") or ROOT / "build").absolute() / "browser"
 CHROMIUM_ARGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 LAB_SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "docmanager-extension/plugin": {"autosaveInterval": 5},  # seconds, instead of 120
     "notebook-extension/tracker": {"windowingMode": "none"},  # else off-screen cells are not rendered
 }
 IDLE = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
@@ -55,6 +64,8 @@ FIND_BAD_TEX = """() => {
     }).filter(t => /\\\\(begin|mathbf|frac|top|hat|log)|\\$\\$/.test(t));
     return [...red.map(e => 'red: ' + e.textContent), ...raw.map(t => 'not rendered: ' + t.trim().slice(0, 80))];
 }"""
+FIND_BROKEN_PICTURES = """() => [...document.querySelectorAll('.jp-RenderedMarkdown img, .jp-OutputArea img')]
+    .filter(image => !image.naturalWidth).map(image => image.alt || image.src.slice(0, 80))"""
 READ_PICTURE = """async selector => {
     const image = document.querySelector(selector);
     const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
@@ -85,31 +96,32 @@ def wait_until(condition: Any, seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-@contextlib.contextmanager
-def lab_server(folder: Path) -> Iterator[str]:
-    """Serve folder/notebooks with JupyterLab on a free port; yield its address."""
+def scratch_settings(folder: Path) -> dict[str, str]:
+    """Write JupyterLab's settings to a folder, and return an environment in which nothing of the user's is touched."""
     settings = folder / "settings"
     for name, values in LAB_SETTINGS.items():
         path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values), encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"} | {
-        "JUPYTER_PREFER_ENV_PATH": "1",
-        "PYTHONPATH": str(ROOT),
+    return {
         "JUPYTERLAB_SETTINGS_DIR": str(settings),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "IPYTHONDIR": str(folder / "ipython"),
         "PLANAR_BUDGET": "quick",
-        "PLANAR_FIGURES": str(OUT / "figures"),
     }
+
+
+@contextlib.contextmanager
+def serving(folder: Path, command: list[str], environment: dict[str, str]) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Start a command that ends in a JupyterLab, on a free port; yield its address and its process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-        f"--ServerApp.root_dir={folder / 'notebooks'}", "--IdentityProvider.token=", "--ServerApp.port_retries=0",
+        *command, "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
+        "--IdentityProvider.token=", "--ServerApp.port_retries=0",
     ]  # fmt: skip
     log_path = folder / "server.log"
     with open(log_path, "wb") as log:
@@ -117,19 +129,32 @@ def lab_server(folder: Path) -> Iterator[str]:
     try:
         address = f"http://127.0.0.1:{port}"
         try:
-            wait_until(lambda: server.poll() is not None or answers(f"{address}/api"), 60, "JupyterLab to start")
+            wait_until(lambda: server.poll() is not None or answers(f"{address}/api"), 120, "JupyterLab to start")
         except TimeoutError as error:
             raise RuntimeError(f"{error}; its log ends:\n{log_path.read_text()[-1500:]}") from error
         if server.poll() is not None:
             raise RuntimeError(f"JupyterLab did not start; its log ends:\n{log_path.read_text()[-1500:]}")
-        yield address
+        yield address, server
     finally:
-        server.terminate()  # it shuts its kernels down first
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)  # it shuts its kernels down first
         try:
             server.wait(20)
         except subprocess.TimeoutExpired:
-            server.kill()
+            os.killpg(server.pid, signal.SIGKILL)
             server.wait()
+
+
+@contextlib.contextmanager
+def lab_server(folder: Path) -> Iterator[str]:
+    """Serve folder/notebooks with JupyterLab; yield its address."""
+    own = scratch_settings(folder) | {
+        "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": str(ROOT), "PLANAR_FIGURES": str(OUT / "figures"),
+    }  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"} | own
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder / 'notebooks'}"]
+    with serving(folder, command, environment) as (address, _):
+        yield address
 
 
 def answers(address: str) -> bool:
@@ -141,9 +166,9 @@ def answers(address: str) -> bool:
         return False
 
 
-def run_notebook(page: Any, address: str, path: Path, seconds: float) -> None:
+def run_notebook(page: Any, address: str, path: Path, seconds: float, place: str = "") -> None:
     """Open a notebook, restart its kernel, run all its cells, and wait for the last."""
-    page.goto(f"{address}/lab/tree/{path.name}?reset")
+    page.goto(f"{address}/lab/tree/{place}{path.name}?reset")
     page.wait_for_selector(IDLE, timeout=120_000)
     page.wait_for_timeout(4000)  # a restart while the page still connects to the new kernel can lose its messages
     page.wait_for_selector(IDLE, timeout=120_000)
@@ -202,11 +227,81 @@ def take_screenshots(page: Any, stem: str) -> int:
     return number
 
 
+def git(root: Path, *words: str) -> str:
+    """What git says in a folder."""
+    identity = ["-c", "user.name=reader", "-c", "user.email=reader@example.org"]
+    return subprocess.run(["git", *identity, *words], cwd=root, check=True, capture_output=True).stdout.decode("utf-8")
+
+
+def checkout(root: Path) -> None:
+    """Make a repository of this checkout's files as they are now, committed or not, and commit them."""
+    for name in filter(None, git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")):
+        if (ROOT / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    git(root, "init", "-q")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "a reader's checkout")
+
+
+def broken_links(path: Path) -> list[str]:
+    """Targets of a notebook's links and pictures that are not there."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    targets = [t for t in re.findall(r"\]\(([^)#\s]+)", prose) if not re.match(r"https?:|attachment:|data:", t)]
+    return [f"{path.name} links to {target}" for target in targets if not (path.parent / target).exists()]
+
+
+def use_the_lab(browser: Any, root: Path, folder: Path, seconds: float) -> Iterator[str]:
+    """Open `make lab` twice in a checkout, as a reader would; yield what is wrong."""
+    mine, stems = root / "my_notebooks", ("00_start_here", "02_planar_flow")
+    kept = {name: value for name, value in os.environ.items() if name != "PLANAR_FIGURES"}
+    environment = kept | scratch_settings(folder)
+    command = [sys.executable, str(root / "notebooks" / "lab.py")]
+    with serving(folder, command, environment) as (address, server):
+        for stem in stems:
+            page, copy, start = browser.new_page(viewport=SCREEN), mine / f"{stem}.ipynb", time.monotonic()
+            before = copy.read_bytes()
+            run_notebook(page, address, copy, seconds, place="my_notebooks/")
+            print(f"    {stem} ran in {time.monotonic() - start:.0f} s")
+            yield from scan(page, copy)
+            yield from (f"{stem}: no picture at {source}" for source in page.evaluate(FIND_BROKEN_PICTURES))
+            if "FloatSlider" in copy.read_text(encoding="utf-8"):
+                yield from move_sliders(page, stem)
+            wait_until(
+                lambda copy=copy, before=before: copy.read_bytes() != before, 60, f"{stem} to be saved by itself"
+            )
+            if stem != stems[-1]:
+                page.close()
+        page.get_by_role("menuitem", name="File", exact=True).click()
+        page.get_by_role("menuitem", name="Shut Down", exact=True).click()
+        page.get_by_role("button", name="Shut Down").click()
+        wait_until(lambda: server.poll() is not None, 60, "JupyterLab to shut down from its menu")
+        page.close()
+        if server.returncode:
+            yield f"the lab ended with exit code {server.returncode}"
+    for path in sorted(mine.glob("*.ipynb")):
+        yield from broken_links(path)
+    yield from (f"git sees: {line}" for line in git(root, "status", "--porcelain").splitlines())
+    edited = (mine / "02_planar_flow.ipynb").read_bytes()
+    for stem in ("02_planar_flow", "03_u_hat_constraint"):
+        original = root / "notebooks" / f"{stem}.ipynb"
+        original.write_bytes(original.read_bytes() + b"\n")
+    with serving(folder, command, environment):
+        if (mine / "02_planar_flow.ipynb").read_bytes() != edited:
+            yield "the edited copy of 02 was overwritten"
+        if not (mine / "03_u_hat_constraint.ipynb").read_bytes().endswith(b"}\n\n"):
+            yield "the copy of 03, which nobody edited, does not follow its original"
+        if "02_planar_flow.ipynb is your edited copy" not in (folder / "server.log").read_text(encoding="utf-8"):
+            yield "that 02's original has changed is not said"
+
+
 def main() -> int:
     """Run the notebooks named (02 by default); return 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="stems or numbers, such as 07; 02 by default")
     parser.add_argument("--all", action="store_true", help="every notebook")
+    parser.add_argument("--lab", action="store_true", help="`make lab`, as a reader uses it")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one notebook to run (default 900)")
     arguments = parser.parse_args()
     names = tuple(arguments.names or ["02"])
@@ -226,6 +321,18 @@ def main() -> int:
     failed = []
     with tempfile.TemporaryDirectory(prefix="planar-browser-") as temporary:
         folder = Path(temporary)
+        if arguments.lab:
+            root = folder / "my course" / "planar"
+            root.mkdir(parents=True)
+            checkout(root)
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=CHROMIUM_ARGS)
+                for line in use_the_lab(browser, root, folder, arguments.timeout):
+                    print(f"    WRONG: {line}")
+                    failed.append(line)
+                browser.close()
+            print("make lab: " + (f"{len(failed)} things wrong" if failed else "as it should be"))
+            return 1 if failed else 0
         (folder / "notebooks").mkdir()
         copies = [Path(shutil.copy(path, folder / "notebooks")) for path in paths]
         with lab_server(folder) as address, sync_playwright() as playwright:
@@ -240,7 +347,7 @@ def main() -> int:
                     wrong = scan(page, path)
                     if "FloatSlider" in path.read_text(encoding="utf-8"):
                         wrong += move_sliders(page, path.stem)
-                    print(f"    {take_screenshots(page, path.stem)} screenshots in {OUT.relative_to(ROOT)}/")
+                    print(f"    {take_screenshots(page, path.stem)} screenshots in {OUT}/")
                 except (PlaywrightError, TimeoutError) as error:
                     page.screenshot(path=OUT / f"{path.stem}_failed.png")
                     wrong = [str(error).splitlines()[0]]

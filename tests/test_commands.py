@@ -19,6 +19,8 @@ import execute  # noqa: E402  (scripts, not a package)
 import lab  # noqa: E402
 import restate  # noqa: E402
 
+from planar_helpers import data  # noqa: E402
+
 IMPORTS = (
     "import os, sys, planar_helpers\nimport matplotlib.pyplot as plt\nfrom planar_helpers import plots, results, run"
 )
@@ -221,6 +223,34 @@ def test_the_lab_opens_a_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert called["command"][-1] == str(tmp_path / "00_start_here.ipynb") and Path(called["command"][-1]).is_file()
     assert "MPLBACKEND" not in called["env"] and called["cwd"] == ROOT
     assert Path(called["env"]["PLANAR_FIGURES"]) == ROOT / "build" / "my_figures", "never into the gallery"
+
+
+def test_the_lab_says_that_a_read_only_checkout_takes_no_copies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path, capsys
+) -> None:
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(lab, "MINE", tmp_path / "a file")
+    assert lab.main() == 1 and "my_notebooks/ cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("digits", []), ("MNIST", []), ("MNIST", ["a number missed"])])
+def test_in_place_is_for_mnist_and_states_the_minutes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, wrong: list[str]
+) -> None:
+    done = []
+    monkeypatch.setattr(data, "load_images", lambda: SimpleNamespace(name=name))
+    monkeypatch.setattr(
+        execute, "execute_all", lambda *_: done.append("run") or ({"01_change_of_variables": 0.2}, wrong)
+    )
+    monkeypatch.setattr(restate, "record", lambda *_: done.append("record"))
+    monkeypatch.setattr(restate, "main", lambda _: done.append("restate"))
+    monkeypatch.setenv("PLANAR_BUDGET", "full")
+    monkeypatch.setattr(sys, "argv", ["execute.py", "--in-place", "01"])
+    code, lines = execute.main(), capsys.readouterr().err.splitlines()
+    if name == "digits":
+        assert code == 2 and done == [] and len(lines) == 1 and lines[0].startswith("MNIST is needed in place")
+    else:
+        assert code == len(wrong) and done == ["run", "record", "restate"] and lines == wrong
 
 
 @pytest.fixture()
