@@ -19,8 +19,10 @@ from planar_helpers.planar import check_int, identity_u
 from planar_helpers.vae import FlowPosterior, PlanarVAE, check_model, check_no_gradient, evaluating
 
 TURN = 0.6  # radians of the lattices against the axes: a kink parallel to an axis then meets them at every phase
+ROTATION = ((math.cos(TURN), math.sin(TURN)), (-math.sin(TURN), math.cos(TURN)))
 HALF_WIDTH = 8.0  # of a square; the first is centred at the origin, the others tile the plane around it
 SPACING = 0.1  # of a square's coarse lattice; level l has SPACING / 2^l
+PER_SIDE = round(2 * HALF_WIDTH / SPACING)  # points
 MAX_LEVEL = 5
 # A cell is refined if a value at it is within so many nats of the image's largest one: at a deviation of 0.01 the
 # peak may stand 25 nats above its neighbours on the coarse lattice, 6 on the next, 1.6 on the one after.
@@ -169,9 +171,8 @@ def _exact_log_px(model: PlanarVAE, x: Tensor, tolerance: float) -> LogPx:
     for lattices, which in groups:
         for part in which.split(max(1, 500 // len(lattices))):
             log_px[part], error[part] = _integrate(model, x[part], lattices, tolerance)
-    # log(1 + what may lie beyond the look, as a share of what was found)
-    error += F.softplus(beyond - log_px)
-    return LogPx(log_px.to(x), error.to(x))
+    # plus log(1 + what may lie beyond the look, as a share of what was found)
+    return LogPx(log_px.to(x), (error + F.softplus(beyond - log_px)).to(x))
 
 
 def _squares(model: PlanarVAE, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
@@ -181,13 +182,11 @@ def _squares(model: PlanarVAE, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], 
     images, and an upper bound (B,), in float64, for the log of what lies beyond all that was looked at.
     """
     most = (torch.special.xlogy(x, x) + torch.special.xlogy(1 - x, 1 - x)).double().sum(dim=1)  # −H ≥ log p(x|z)
-    n = round(2 * FARTHEST / LOOK_SPACING)
     edge = FARTHEST - LOOK_SPACING / 2
-    points = plane_grid(-edge, edge, n, x.dtype).flatten(0, 1).to(x.device)
+    points = plane_grid(-edge, edge, round(2 * FARTHEST / LOOK_SPACING), x.dtype).flatten(0, 1).to(x.device)
     points = points[points.norm(dim=1).argsort(stable=True)]
     across = round(FARTHEST / HALF_WIDTH)  # squares in a row, an odd number: the middle one is the first square
-    column, row = ((points + FARTHEST) // (2 * HALF_WIDTH)).long().unbind(dim=1)
-    square = across * row + column
+    square = ((points + FARTHEST) // (2 * HALF_WIDTH)).long() @ torch.tensor([1, across], device=x.device)
     found = most.new_full((len(x), across**2), -torch.inf)  # the highest value in each square
     reach = most.new_full((len(x),), torch.inf)
     for part, its_square in zip(points.split(1000), square.split(1000), strict=True):  # from the origin outwards
@@ -214,14 +213,12 @@ def _squares(model: PlanarVAE, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], 
 
 def _lattice(x: Tensor, centre: Tensor) -> Tensor:
     """A square's points (n, n, 2), SPACING apart, on centre + [−HALF_WIDTH, HALF_WIDTH)²; point [i, j] = (z_1, z_2)."""
-    n = round(2 * HALF_WIDTH / SPACING)
-    return centre + plane_grid(-HALF_WIDTH, HALF_WIDTH - SPACING, n, x.dtype).to(x.device)
+    return centre + plane_grid(-HALF_WIDTH, HALF_WIDTH - SPACING, PER_SIDE, x.dtype).to(x.device)
 
 
 def _turned(points: Tensor) -> Tensor:
     """Where the points (..., 2) of a lattice lie in the plane of z."""
-    cos, sin = math.cos(TURN), math.sin(TURN)
-    return points @ points.new_tensor([[cos, sin], [-sin, cos]])
+    return points @ points.new_tensor(ROTATION)
 
 
 def _at(model: PlanarVAE, x: Tensor, points: Tensor) -> Tensor:
@@ -236,8 +233,7 @@ def _on_lattices(model: PlanarVAE, x: Tensor, lattices: Tensor) -> Tensor:
 
 def _integrate(model: PlanarVAE, x: Tensor, lattices: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Log of the integral over all the squares together, and its error: (B,), in float64."""
-    n = lattices.shape[1]
-    log_joint = _on_lattices(model, x, lattices)
+    n, log_joint = PER_SIDE, _on_lattices(model, x, lattices)
     log_px, error = _from_sublattices(_sublattices(log_joint), SPACING)
     top, place = log_joint.flatten(0, 2).max(dim=0)
     # A cell is kept if one of its four corners is near the image's largest value.
@@ -269,8 +265,7 @@ def _refine(model: PlanarVAE, x: Tensor, corners: Tensor, level: int) -> tuple[T
     Returns the log sums over its four sublattices (2, 2, B), and each cell's largest log p(x, z) (C, B).
     """
     n = 2**level
-    offsets = SPACING / n * torch.arange(n, dtype=x.dtype, device=x.device)
-    inside = torch.stack(torch.meshgrid(offsets, offsets, indexing="xy"), dim=-1)  # (n, n, 2)
+    inside = SPACING / n * plane_grid(0, n - 1, n, x.dtype).to(x.device)  # (n, n, 2)
     sums, tops = [], []
     for part in corners.split(max(1, 8192 // n**2)):
         log_joint = _at(model, x, (part[:, None, None] + inside).unsqueeze(-2))  # (C, n, n, B)
@@ -288,8 +283,7 @@ def _sublattices(log_values: Tensor) -> Tensor:
 def _from_sublattices(sums: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
     """The log integral (B,) from all points, and the largest disagreement with it of a sublattice, in nats."""
     log_total = torch.logsumexp(sums, dim=(0, 1))
-    disagreement = (sums + 2 * math.log(2) - log_total).abs().amax(dim=(0, 1))
-    return log_total + 2 * math.log(spacing), disagreement
+    return log_total + 2 * math.log(spacing), (sums + 2 * math.log(2) - log_total).abs().amax(dim=(0, 1))
 
 
 def _mean_and_deviation(model: PlanarVAE, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -320,8 +314,7 @@ def _tops(log_joint: Tensor, lattices: Tensor) -> tuple[Tensor, Tensor]:
     """The candidates (P, 2) for a main island, and whose they are (P,), from log p(x, z) on lattices (M, n, n, B)."""
     values = log_joint.permute(0, 3, 1, 2)
     largest = F.max_pool2d(values, 11, stride=1, padding=5)
-    top = values.amax(dim=(0, 2, 3)).view(1, -1, 1, 1)
-    is_top = (values == largest) & (values > top - KEEP[0])
+    is_top = (values == largest) & (values > values.amax(dim=(0, 2, 3), keepdim=True) - KEEP[0])
     around = F.avg_pool2d((values - largest.clamp(min=torch.finfo(values.dtype).min)).exp(), 11, stride=1, padding=5)
     score = torch.where(is_top, values + around.log(), -torch.inf).transpose(0, 1).flatten(1)  # (B, M n²)
     best, place = score.topk(TOPS, dim=1)
