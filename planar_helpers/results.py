@@ -44,7 +44,7 @@ def save_figure(
     path = figure_path(name + (".png" if isinstance(fig, Figure) else ".gif"), data, budget_matters)
     with replacing(path) as temporary, plt.style.context(STYLE):
         if isinstance(fig, Figure):
-            fig.savefig(temporary, format="png", metadata={"Software": None})
+            fig.savefig(temporary, metadata={"Software": None})
         else:
             fig.save(temporary, writer=PillowWriter(fps=fps))
     return path

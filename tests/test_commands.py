@@ -290,9 +290,12 @@ def test_make_passes_a_path_with_a_blank_and_what_was_asked_for(stubs: Path) -> 
         and "|--nbval-lax|--nbval-current-env|" in calls[4]
     )
     assert all(call.endswith("|1|") for call in calls[2:]), "one thread; no backend and no search path of the user's"
-    (call,) = make(stubs, "figures", "ONLY=08", "BUDGET=full", "JOBS=3")[5:]
+    moved = make(stubs, "test", "BUILD=else where")[5:]
+    assert "|--cache-dir=else where/mypy|" in moved[2] and "|else where/test-figures|" in moved[4]
+    assert not {"build", ".hypothesis", ".mypy_cache"} & {path.name for path in stubs.iterdir()}
+    (call,) = make(stubs, "figures", "ONLY=08", "BUDGET=full", "JOBS=3")[10:]
     assert call.startswith("python|notebooks/execute.py|--jobs|3|08|full|")
-    assert make(stubs, "notebooks")[6].startswith("python|notebooks/execute.py|--in-place|--jobs|2|full|")
+    assert make(stubs, "notebooks")[11].startswith("python|notebooks/execute.py|--in-place|--jobs|2|full|")
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
