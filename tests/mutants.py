@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("planar_helpers", "tests", "notebooks", "pyproject.toml", "README.md", "environment.yml")
+# what was imported before the fork is not rewritten for better messages, and no plugin that is not used is loaded
+OPTIONS = shlex.split("-q -x -W ignore::pytest.PytestAssertRewriteWarning -p no:cacheprovider -p no:xdist -p no:nbval")
 SECONDS = 60  # a mutant may loop for ever: that is noticed, too
 
 
@@ -41,12 +43,12 @@ def mutants() -> list[Mutant]:
     return [Mutant(**entry) for entry in entries]
 
 
-def run(mutant: Mutant) -> tuple[int, str]:
-    """Return pytest's exit code, and what it printed, for a copy of the project with the change made.
+def run(mutant: Mutant) -> tuple[int, str, float]:
+    """Return pytest's exit code, what it printed, and the seconds, for a copy of the project with the change made.
 
     Runs in a process of its own, forked from one that has imported PyTorch, but nothing of the project.
     """
-    folder = Path(tempfile.mkdtemp(prefix="mutant-"))
+    folder, begin = Path(tempfile.mkdtemp(prefix="mutant-")), time.monotonic()
     try:
         for name in COPIED:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -54,7 +56,7 @@ def run(mutant: Mutant) -> tuple[int, str]:
         path = folder / mutant.file
         text = path.read_text(encoding="utf-8")
         if mutant.old and text.count(mutant.old) != 1:
-            return -1, f"the text stands {text.count(mutant.old)} times in {mutant.file}"
+            return -1, f"the text stands {text.count(mutant.old)} times", 0.0
         path.write_text(text.replace(mutant.old, mutant.new) if mutant.old else text, encoding="utf-8")
         os.chdir(folder)
         os.environ |= {"PYTHONPATH": str(folder), "PLANAR_RUNS": str(folder / "runs")}
@@ -63,7 +65,7 @@ def run(mutant: Mutant) -> tuple[int, str]:
         signal.alarm(SECONDS)
         import pytest
 
-        options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={folder}"]
+        options = [*OPTIONS, f"--rootdir={folder}"]
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             try:
@@ -71,7 +73,7 @@ def run(mutant: Mutant) -> tuple[int, str]:
             except _TooLong:
                 code = 1
         signal.alarm(0)
-        return code, printed.getvalue()
+        return code, printed.getvalue(), time.monotonic() - begin
     finally:
         os.chdir(ROOT)
         shutil.rmtree(folder, ignore_errors=True)
@@ -101,13 +103,14 @@ def main() -> int:
     import sklearn.datasets  # noqa: F401
     import torch
     import torchvision.datasets  # noqa: F401
+    import tqdm  # noqa: F401
 
     torch.set_num_threads(1)
-    begin, failures = time.monotonic(), []
+    begin, failures, seconds = time.monotonic(), [], {}
     with multiprocessing.get_context("fork").Pool(arguments.jobs, maxtasksperchild=1) as pool:
-        for number, (mutant, (code, printed)) in enumerate(
-            zip([*clean, *chosen], pool.imap(run, [*clean, *chosen]), strict=True), 1
-        ):
+        jobs = [*clean, *chosen]
+        for number, (mutant, (code, printed, took)) in enumerate(zip(jobs, pool.imap(run, jobs), strict=True), 1):
+            seconds[f"{mutant.file}: {mutant.old!r} ({mutant.tests})"] = took
             print(f"\r{number} of {len(clean) + len(chosen)}", end="", file=sys.stderr, flush=True)
             if not mutant.old and code != 0:
                 failures.append(f"without any mutant, this fails or selects nothing: {mutant.tests}\n{printed[-1500:]}")
@@ -117,6 +120,8 @@ def main() -> int:
     print(file=sys.stderr)
     for failure in failures:
         print(failure)
+    slowest = sorted(seconds, key=seconds.__getitem__)[-5:]
+    print("the slowest:", *(f"  {seconds[name]:4.0f} s  {name}" for name in slowest), sep="\n")
     minutes = (time.monotonic() - begin) / 60
     print(f"{len(chosen)} mutants, {len(chosen) - len(failures)} noticed, {minutes:.1f} minutes")
     return 1 if failures else 0
