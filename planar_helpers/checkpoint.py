@@ -16,10 +16,10 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from operator import attrgetter
 from pathlib import Path
 from pickle import UnpicklingError
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from planar_helpers.run import replacing, say
 
 State = dict[str, Any]
-CONTENT = ("settings", "means", "rng", "model", "optimizer")
 # What the bytes of no checkpoint, or of half of one, make of zipfile, torch.load and the parts that they are put into.
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, UnpicklingError, EOFError, OSError, RuntimeError, ArithmeticError, LookupError,
@@ -75,18 +74,24 @@ class Checkpoint:
             return 0
         restore(path, settings, model, means, optimizer)
         if len(means["train"]) > epochs:
-            longer = f"it has {len(means['train'])} epochs, more than the {epochs} asked for"
-            raise ValueError(f"checkpoint {path.name} is of another run: {longer}")
+            raise ValueError(
+                f"checkpoint {path.name} is of another run: it has {len(means['train'])} epochs, "
+                f"more than the {epochs} asked for"
+            )
         return len(means["train"])
 
     def save(self, settings: State, model: nn.Module, optimizer: Any, means: dict[str, list[Tensor]]) -> None:
         """Keep all that the run needs to go on to the same bits."""
         if self.path is None:
             return
-        rng = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-        stacked = {part: torch.stack(values) for part, values in means.items()}
-        parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        self.keep({"settings": settings, "means": stacked, "rng": rng, **parts}, len(means["train"]))
+        state = {
+            "settings": settings,
+            "means": {part: torch.stack(values) for part, values in means.items()},
+            "rng": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])],
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        self.keep(state, len(means["train"]))
 
 
 class Run(Checkpoint):
@@ -128,33 +133,29 @@ class Run(Checkpoint):
         except OSError as error:
             self._give_up(error)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[Any]:
         """Wait until no other process trains this run; where the folder cannot be written to, say so and go on."""
         path = self.folder / f"{self.name}.lock"
-        with ExitStack() as held:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                path.touch(mode=0o666)  # the permissions of any new file: a class shares the folder
-                held.enter_context(FileLock(path, mode=path.stat().st_mode & 0o777))
-            except (OSError, NotImplementedError) as error:
-                self._give_up(error)
-            yield
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o666)  # the permissions of any new file: a class shares the folder
+            return FileLock(path, mode=path.stat().st_mode & 0o777).acquire()
+        except (OSError, NotImplementedError) as error:
+            self._give_up(error)
+            return nullcontext()
 
     def _give_up(self, error: Exception) -> None:
         """Train without keeping anything: a full disk must not cost what was trained."""
         self.writable = False
         say(f"{self.folder} cannot be written to ({_reason(error)}): what is trained from here on is not kept")
 
-    def _files(self) -> list[tuple[int, Path]]:
-        """Return (epochs, file) of all that is there, finished before unfinished."""
-        found = []
+    def _files(self) -> Iterator[tuple[int, Path]]:
+        """Yield (epochs, file) of all that is there, unfinished before finished."""
         for suffix in (".unfinished", ".pt"):
-            for path in self.folder.glob(f"{self.name}-*{suffix}"):
+            for path in sorted(self.folder.glob(f"{self.name}-*{suffix}")):
                 length = path.stem.removeprefix(f"{self.name}-")
                 if length.isdecimal() and path.is_file():
-                    found.append((int(length), path))
-        return found
+                    yield int(length), path
 
 
 def restore(
@@ -170,7 +171,6 @@ def restore(
             raise ValueError("a checksum differs")
         content.seek(0)
         state = torch.load(content, map_location="cpu", weights_only=True)  # never unpickles: it may come from anyone
-        state = {key: state[key] for key in CONTENT}
         different = sorted(k for k in {**state["settings"], **settings} if state["settings"].get(k) != settings.get(k))
         if not different:
             model.load_state_dict(state["model"])
@@ -216,30 +216,26 @@ class Code:
     def version(self) -> str:
         """Return the digest of the source. Raise RuntimeError if something that was captured is other code by now."""
         for module in (sys.modules[name] for name in self._modules):
-            for name, code in self._captured.items():
-                if name.split(".")[0] in vars(module) and bytecode(_look_up(module, name)) != code:
-                    self._refuse(module, name)
-            for name, value in self._constants.items():
-                if vars(module).get(name, value) != value:
-                    self._refuse(module, name)
+            captured = ((name, code) for name, code in self._captured.items() if name.split(".")[0] in vars(module))
+            changed = [name for name, code in captured if bytecode(attrgetter(name)(module)) != code]
+            changed += [name for name, value in self._constants.items() if vars(module).get(name, value) != value]
+            if changed:
+                raise RuntimeError(
+                    f"{changed[0]} in {module.__name__} is not what was imported, and a model trained with it would be "
+                    "filed under a wrong name: restart Python"
+                )
         return self._version
-
-    def _refuse(self, module: ModuleType, name: str) -> None:
-        why = "a model trained with it would be filed under a wrong name"
-        raise RuntimeError(f"{name} in {module.__name__} is not what was imported, and {why}: restart Python")
 
 
 def bytecode(thing: Any) -> list[Any]:
     """Return what runs when a function, a decorated one, a property or a class is used, to compare it later."""
+    if thing is None:
+        return []
     if isinstance(thing, type):
         return [code for member in vars(thing).values() for code in bytecode(member)]
-    layers: list[Any] = []
-    while thing is not None:
-        function: Any = getattr(thing, "fget", None) or getattr(thing, "__func__", None) or thing
-        parts = ("__code__", "__defaults__", "__kwdefaults__")
-        layers += [type(function), *(getattr(function, part, None) for part in parts)]
-        thing = getattr(function, "__wrapped__", None)
-    return layers
+    function: Any = getattr(thing, "fget", None) or getattr(thing, "__func__", None) or thing
+    parts = [getattr(function, part, None) for part in ("__code__", "__defaults__", "__kwdefaults__")]
+    return [type(function), *parts, *bytecode(getattr(function, "__wrapped__", None))]
 
 
 def bare(source: str) -> str:
@@ -256,15 +252,6 @@ def bare(source: str) -> str:
             for row in range(docstring.lineno - 1, docstring.end_lineno or docstring.lineno):
                 lines[row] = ""
     return "\n".join(line.rstrip() for line in lines if line.strip())
-
-
-def _look_up(module: ModuleType, name: str) -> Any:
-    thing: Any = module
-    for part in name.split("."):
-        thing = vars(thing).get(part)
-        if thing is None:
-            return None
-    return thing
 
 
 def _write(state: State, path: Path) -> None:

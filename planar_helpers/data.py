@@ -6,7 +6,7 @@ packed (.gz) or not. What is in a file decides, by its checksum.
 """
 
 import os
-import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planar_helpers.download import MNIST_MD5, download_mnist, is_right, keep_mnist, unpack
+from planar_helpers.download import MNIST_MD5, download_mnist, keep_mnist, unpack
 from planar_helpers.run import folder, say
 
 
@@ -45,29 +45,13 @@ def load_images(name: str = "auto", root: str | Path | None = None) -> Images:
     """
     if name not in ("auto", "mnist", "digits"):
         raise ValueError(f'name must be "auto", "mnist" or "digits", got {name!r}')
-    place = _data_folder(root)
-    if name == "digits":
-        return _announce(_load_digits())
-    found = _find_mnist(place)
-    missing = [file for file in MNIST_MD5 if not found[file]]
-    if not missing:
-        return _announce(_as_images({file: _read(file, paths) for file, paths in found.items()}))
-    lacking = f"{place} holds no MNIST" if len(missing) == 4 else f"MNIST in {place} lacks {', '.join(missing)}"
-    try:
-        contents = download_mnist()
-    except OSError as error:
-        if name == "mnist":
-            raise FileNotFoundError(
-                f"root {lacking}, and it could not be downloaded ({error}): put the four files there, packed or not, "
-                "or name a folder that has them in PLANAR_DATA"
-            ) from error
-        say(f"{lacking}, and it could not be downloaded ({error}): falling back to the embedded digits")
-        return _announce(_load_digits())
-    try:
-        keep_mnist(place, contents)
-    except OSError as error:
-        say(f"MNIST was downloaded, but {place} cannot be written to ({error.strerror or error}): it is not kept")
-    return _announce(_as_images(contents))
+    place = folder("data") if root is None else Path(root).expanduser()
+    source = "PLANAR_DATA" if root is None else "root"
+    if not place.is_dir() and (root is not None or os.environ.get("PLANAR_DATA")):  # data/ itself may be missing
+        raise FileNotFoundError(f"{source} must name an existing folder, got {str(place)!r}")
+    images = _load_digits() if name == "digits" else _load_mnist(place, or_digits=name == "auto")
+    say(f"{images.name}: {len(images.train)} training and {len(images.test)} test images")
+    return images
 
 
 def to_float(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -127,69 +111,61 @@ def _check_bytes(name: str, pixels: Tensor) -> None:
         raise TypeError(f"{name} must be a tensor of uint8, got {found}")
 
 
-def _announce(images: Images) -> Images:
-    say(f"{images.name}: {len(images.train)} training and {len(images.test)} test images")
-    return images
-
-
-def _data_folder(root: str | Path | None) -> Path:
-    """Return the folder to look in; only the default, data/, may be missing (and be created later)."""
-    source = "root" if root is not None else "PLANAR_DATA" if os.environ.get("PLANAR_DATA") else ""
-    place = folder("data") if root is None else Path(root).expanduser()
-    if source and not place.is_dir():
-        raise FileNotFoundError(f"{source} must name an existing folder, got {str(place)!r}")
-    return place
+def _load_mnist(place: Path, or_digits: bool) -> Images:
+    """Return MNIST from the folder, else downloaded, else an error or the digits."""
+    found = _find_mnist(place)
+    missing = [name for name, paths in found.items() if not paths]
+    if not missing:
+        return _as_images({name: _read(name, paths) for name, paths in found.items()})
+    lacking = f"{place} holds no MNIST" if len(missing) == 4 else f"MNIST in {place} lacks {', '.join(missing)}"
+    try:
+        contents = download_mnist()
+    except OSError as error:
+        lacking = f"{lacking}, and it could not be downloaded ({error})"
+        if not or_digits:
+            raise FileNotFoundError(
+                f"root {lacking}: put the four files there, packed or not, or name a folder of them in PLANAR_DATA"
+            ) from error
+        say(f"{lacking}: falling back to the embedded digits")
+        return _load_digits()
+    try:
+        keep_mnist(place, contents)
+    except OSError as error:
+        say(f"MNIST was downloaded, but {place} cannot be written to ({error.strerror or error}): it is not kept")
+    return _as_images(contents)
 
 
 def _find_mnist(place: Path) -> dict[str, list[Path]]:
-    """Return all files that bear the name of one of the four, by that name; unpacked before packed."""
+    """Return all files that bear one of the four names, by that name: here, in MNIST, raw, or a folder of its own."""
     found: dict[str, list[Path]] = {name: [] for name in MNIST_MD5}
-    for path in (path for looked_in in _places(place) for path in sorted(looked_in.iterdir())):
-        name = _plain_name(path)
-        if name in found:  # some archives put each file into a folder of its own name
-            inside = [file for file in path.iterdir() if _plain_name(file) == name] if path.is_dir() else [path]
-            found[name] += [file for file in inside if file.is_file()]
-    return {name: sorted(paths, key=lambda path: path.suffix.lower() == ".gz") for name, paths in found.items()}
+    for folder_name, below, files in os.walk(place, followlinks=True):
+        below[:] = sorted(name for name in below if _plain_name(name) in ("mnist", "raw", *MNIST_MD5))
+        for file in sorted(files):
+            if _plain_name(file) in found:
+                found[_plain_name(file)].append(Path(folder_name, file))
+    return found
 
 
-def _places(place: Path) -> list[Path]:
-    """Return the folder's MNIST/raw, MNIST, raw and itself, as far as they are there, in upper or lower case."""
-    if not place.is_dir():
-        return []
-    below = [path for path in sorted(place.iterdir()) if path.name.lower() in ("mnist", "raw") and path.is_dir()]
-    deeper = [path for one in below for path in sorted(one.iterdir()) if path.name.lower() == "raw" and path.is_dir()]
-    return [*deeper, *below, place]
-
-
-def _plain_name(path: Path) -> str:
+def _plain_name(name: str) -> str:
     """Return the name as torchvision spells it: train-images.idx3-ubyte.gz is train-images-idx3-ubyte."""
-    return path.name.lower().removesuffix(".gz").replace(".", "-").replace("_", "-")
+    return name.lower().removesuffix(".gz").replace(".", "-").replace("_", "-")
 
 
 def _read(name: str, paths: list[Path]) -> bytes:
     """Return the unpacked content of the first file with the right checksum."""
     for path in paths:
-        try:
-            content = unpack(path.read_bytes())
-        except OSError as error:
-            if isinstance(error, PermissionError):
-                raise
-            continue
-        if is_right(name, content):
-            return content
+        with suppress(ValueError):
+            return unpack(name, path.read_bytes())
     raise ValueError(f"root holds a damaged {name}, or another data set's (its checksum differs): delete {paths[0]}")
 
 
 def _as_images(contents: dict[str, bytes]) -> Images:
-    train, train_labels, test, test_labels = (_from_idx(contents[name]) for name in MNIST_MD5)
-    return Images(train.flatten(1), train_labels.long(), test.flatten(1), test_labels.long(), "MNIST")
-
-
-def _from_idx(content: bytes) -> Tensor:
-    """Return the bytes of an IDX file as an array: two zeros, type, number of sizes, the sizes, the values."""
-    sizes = struct.unpack_from(f">{content[3]}I", content, offset=4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(sizes))
-    return torch.from_numpy(values.reshape(sizes).copy())
+    """Read the four IDX files: their headers have 16 bytes before the images, and 8 before the labels."""
+    files = (torch.from_numpy(np.frombuffer(contents[name], np.uint8).copy()) for name in MNIST_MD5)
+    train, train_labels, test, test_labels = files
+    return Images(
+        train[16:].view(-1, 784), train_labels[8:].long(), test[16:].view(-1, 784), test_labels[8:].long(), "MNIST"
+    )
 
 
 @torch.inference_mode(False)

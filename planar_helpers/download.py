@@ -51,19 +51,16 @@ def keep_mnist(folder: Path, contents: dict[str, bytes]) -> None:
             temporary.write_bytes(content)
 
 
-def unpack(content: bytes) -> bytes:
-    """Return what a gzip file holds; what is none is returned as it is. Raises OSError if it is damaged."""
-    if not content.startswith(b"\x1f\x8b"):
-        return content
+def unpack(name: str, content: bytes) -> bytes:
+    """Return the unpacked content of MNIST's file of this name. Raises ValueError if it is damaged, or another file."""
     try:
-        return gzip.GzipFile(fileobj=io.BytesIO(content)).read(LARGEST)
-    except (EOFError, zlib.error) as error:
-        raise OSError(str(error)) from error
-
-
-def is_right(name: str, content: bytes) -> bool:
-    """Whether the unpacked content is that of MNIST's file of this name."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest() == MNIST_MD5[name]
+        if content.startswith(b"\x1f\x8b"):  # else it is not packed
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(LARGEST)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{name} is damaged: {error}") from error
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != MNIST_MD5[name]:
+        raise ValueError(f"{name} is another file: its checksum differs")
+    return content
 
 
 class _Transfer:
@@ -87,13 +84,9 @@ class _Transfer:
         reason = "there is no mirror"
         for mirror in MNIST.mirrors:
             try:
-                content = unpack(self._read(f"{mirror}{name}.gz"))
+                return unpack(name, self._read(f"{mirror}{name}.gz"))
             except (OSError, HTTPException, ValueError) as error:
                 reason = (str(error) or type(error).__name__).splitlines()[0]
-                continue
-            if is_right(name, content):
-                return content
-            reason = f"{mirror} holds another {name}: its checksum differs"
         raise OSError(reason)
 
     def _read(self, address: str) -> bytes:

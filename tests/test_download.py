@@ -205,13 +205,18 @@ def test_load_images_downloads_keeps_and_falls_back(files, tmp_path, monkeypatch
     assert "220 hello" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
 
 
-def test_files_are_unpacked_within_bounds(monkeypatch) -> None:
-    assert unpack(b"plain") == b"plain" and unpack(gzip.compress(b"packed")) == b"packed" and unpack(b"") == b""
-    for damaged in (gzip.compress(b"packed")[:-3], gzip.compress(b"packed" * 99)[:20] + b"??", b"\x1f\x8b\x00"):
-        with pytest.raises(OSError):
-            unpack(damaged)
+def test_files_are_unpacked_within_bounds(files, monkeypatch) -> None:
+    name, content = next(iter(files.items()))
+    assert unpack(name, content) == content and unpack(name, gzip.compress(content)) == content
+    for damaged in (gzip.compress(content)[:-3], gzip.compress(content)[:20] + b"??", b"\x1f\x8b\x00"):
+        with pytest.raises(ValueError, match=f"{name} is damaged: "):
+            unpack(name, damaged)
+    for other in (b"", content[:-1], gzip.compress(b"another")):
+        with pytest.raises(ValueError, match=f"{name} is another file: its checksum differs"):
+            unpack(name, other)
     monkeypatch.setattr(download, "LARGEST", 1000)
-    assert len(unpack(gzip.compress(bytes(100_000)))) == 1000
+    monkeypatch.setitem(download.MNIST_MD5, name, hashlib.md5(bytes(1000)).hexdigest())
+    assert unpack(name, gzip.compress(bytes(100_000))) == bytes(1000)
     with serving({f"{name}.gz": bytes(2000) for name in download.MNIST_MD5}) as address:
         monkeypatch.setattr(MNIST, "mirrors", [address])
         with pytest.raises(OSError, match="larger than any file of MNIST"):
