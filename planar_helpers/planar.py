@@ -150,7 +150,8 @@ def planar_inverse(zK: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str 
 
     solved by Newton's method inside that bracket. Derivatives of every order come from the implicit function
     theorem, in either direction and under `torch.func` too. f(f⁻¹(y)) = y up to rounding times the chain's own
-    amplification: a step with wᵀû = 1000 magnifies an error up to a thousandfold.
+    amplification: a step with wᵀû = 1000 magnifies an error up to a thousandfold. How often the loop runs depends on
+    the values, so `torch.compile` and `torch.export` do not take it.
 
     Shapes, convention and errors as `planar_chain`. Source: the bracket is that of TuringLang/Bijectors.jl,
     PlanarLayer. Derived in: notebooks/03_u_hat_constraint, section "How is a step inverted?".
@@ -165,7 +166,7 @@ def planar_inverse(zK: Tensor, w: Tensor, u: Tensor, b: Tensor, constraint: str 
     for w_k, u_hat_k, b_k, slack_k in reversed(
         list(zip(w.unbind(-2), u_hat.unbind(-2), b.unbind(-1), slack.unbind(-1), strict=True))
     ):
-        a = _solve_along_w((w_k * z).sum(dim=-1) + b_k, slack_k.expand(z.shape[:-1]))
+        a = _SolveAlongW.apply((w_k * z).sum(dim=-1) + b_k, slack_k.expand(z.shape[:-1]))
         z = z - u_hat_k * torch.tanh(a).unsqueeze(-1)
     return z
 
@@ -181,22 +182,16 @@ def _newton(target: Tensor, slack: Tensor) -> Tensor:
     for _ in range(200):
         h = torch.tanh(a)
         residual = a + m * h - target
-        lo, hi = torch.where(residual < 0, a, lo), torch.where(residual > 0, a, hi)
+        lo, hi = torch.where(residual <= 0, a, lo), torch.where(residual >= 0, a, hi)
         newton = a - residual / (h**2 + slack * (1 - h**2))
-        a_next = torch.where((newton >= lo) & (newton <= hi), newton, (lo + hi) / 2)
-        # Done where the equation holds to rounding, or where a no longer moves.
-        solved = (residual.abs() <= 2 * rounding * (a.abs() + (m * h).abs())) | (
-            (a_next - a).abs() <= 4 * rounding * a.abs()
+        old, a = a, torch.where((newton >= lo) & (newton <= hi), newton, (lo + hi) / 2)  # at the root: lo = a = hi
+        # Done where the equation held to rounding, or where a no longer moves.
+        solved = (residual.abs() <= 2 * rounding * (old.abs() + (m * h).abs())) | (
+            (a - old).abs() <= 4 * rounding * old.abs()
         )
-        a = torch.where(residual == 0, a, a_next)
         if bool(solved.all()):
             break
     return a
-
-
-# For torch.compile and torch.export the loop, whose length depends on values, is one operation that they do not open.
-_newton_op = torch.library.custom_op("planar_helpers::newton", _newton, mutates_args=())
-_newton_op.register_fake(lambda target, slack: torch.empty_like(target))
 
 
 class _SolveAlongW(torch.autograd.Function):
@@ -208,7 +203,7 @@ class _SolveAlongW(torch.autograd.Function):
     last Newton iteration instead would be shorter, and lose all digits where det comes near the rounding.
     """
 
-    forward = staticmethod(_newton_op)
+    forward = staticmethod(_newton)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -224,29 +219,22 @@ class _SolveAlongW(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, d_target: Tensor, d_slack: Tensor) -> Tensor:
         # torch switches forward mode off in here, for outer derivatives too, and a jvp of a jvp would be wrong without
-        # a word: switch it on again (inference_mode does), on the saved values without this derivative's own tangents
-        # (unpack_dual, which says so by name, knows neither torch.compile nor all of vmap).
+        # a word: switch it on again (inference_mode does), on the saved values without this derivative's own tangents.
         with torch.inference_mode(False):
-            target, slack = (torch.ops.aten._fw_primal(t, 0) for t in ctx.saved_tensors)
-            a = _solve_along_w(target, slack)
+            target, slack = (torch.autograd.forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors)
+            a = _SolveAlongW.apply(target, slack)
             return (d_target - torch.tanh(a) * d_slack) / _det(a, slack)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, int | None], *inputs: Tensor) -> tuple[Tensor, int]:
         first = [t if d is None else t.movedim(d, 0) for t, d in zip(inputs, in_dims, strict=True)]
-        return _solve_along_w(*torch.broadcast_tensors(*first)), 0
-
-
-@torch.compiler.allow_in_graph  # torch.compile by itself refuses a Function that has a jvp
-def _solve_along_w(target: Tensor, slack: Tensor) -> Tensor:
-    return _SolveAlongW.apply(target, slack)
+        return _SolveAlongW.apply(*torch.broadcast_tensors(*first)), 0
 
 
 class PlanarTransform(Transform):
     """Wrap K planar steps as a `torch.distributions` transform, so that `rsample` and `log_prob` work.
 
-    `log_prob` at points it did not sample goes through `planar_inverse`. `cache_size=1` saves that for the points just
-    sampled, and then must not be used while w, u, b change: what is kept would be stale.
+    `log_prob` goes through `planar_inverse`, at points just sampled too: nothing is cached that could be stale.
 
     Shapes: w, u (..., K, D), b (..., K). Raises as `planar_chain`. Derived in: notebooks/03_u_hat_constraint, section
     "What is log q_K at a point we never sampled?".
@@ -261,8 +249,8 @@ class PlanarTransform(Transform):
     domain = codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "shifted", cache_size: int = 0) -> None:
-        super().__init__(cache_size=cache_size)
+    def __init__(self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "shifted") -> None:
+        super().__init__()
         _check_parameters(w, u, b)
         check_constraint(constraint)
         self.w, self.u, self.b, self.constraint = w, u, b, constraint
@@ -277,10 +265,6 @@ class PlanarTransform(Transform):
 
     def __repr__(self) -> str:
         return f"PlanarTransform(D={self.w.shape[-1]}, K={self.w.shape[-2]}, constraint={self.constraint!r})"
-
-    def with_cache(self, cache_size: int = 1) -> "PlanarTransform":
-        """Return the same transform with another cache size (asked for by `torch.distributions`)."""
-        return PlanarTransform(self.w, self.u, self.b, self.constraint, cache_size)
 
     def _call(self, z0: Tensor) -> Tensor:
         return planar_chain(z0, self.w, self.u, self.b, self.constraint)[0]
@@ -321,41 +305,29 @@ class CarriesConstraint(nn.Module):
         """The constraint that the weights belong to; AttributeError if it is set."""
         return self._constraint
 
-    @constraint.setter
-    def constraint(self, value: str) -> None:
-        raise AttributeError(
-            f"constraint is fixed when a {type(self).__name__} is made: build a new one with constraint={value!r}"
-        )
-
     def get_extra_state(self) -> Tensor:
         """Return what `state_dict()` keeps besides the weights (asked for by `torch.nn`)."""
         return torch.tensor(CONSTRAINTS.index(self.constraint), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
         """Raise ValueError unless the weights' constraint is this module's own."""
-        index: Any = state.item() if isinstance(state, Tensor) and state.numel() == 1 else None
-        found = dict(enumerate(CONSTRAINTS)).get(index, state)
+        found = "unknown" if state is None else dict(enumerate(CONSTRAINTS)).get(state.item(), state)
         if found != self.constraint:
             raise ValueError(
-                f"the weights are of constraint {found!r}, this {type(self).__name__} is of {self.constraint!r}"
+                f"the weights are of constraint {found!r}, this {type(self).__name__} is of {self.constraint!r} "
+                f"(weights carry the index in {CONSTRAINTS} as '_extra_state': where that is missing, add it)"
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        key = prefix + "_extra_state"
-        if key in state_dict:
-            self.set_extra_state(state_dict[key])  # before any weight is copied
-        elif any(name.startswith(prefix) for name in state_dict):
-            raise ValueError(
-                f"the state_dict does not say the constraint of its weights ({key!r} is missing): where you know it, "
-                f"set state_dict[{key!r}] = torch.tensor(i), with i its index in {CONSTRAINTS}"
-            )
+        if any(name.startswith(prefix) for name in state_dict):
+            self.set_extra_state(state_dict.get(prefix + "_extra_state"))  # before any weight is copied
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class PlanarFlow(CarriesConstraint):
     """Hold w, u (K, D) and b (K,) as free parameters of one flow, near the identity at the start.
 
-    Calling it gives (zK, sum_ladj); `inverse` gives z0. Raises ValueError for D < 1, K < 0 or an unknown
+    Calling it gives (zK, sum_ladj); `transform().inv` gives z0. Raises ValueError for D < 1, K < 0 or an unknown
     constraint. Derived in: notebooks/04_fitting_densities, section "How do we fit it?".
 
     >>> _ = torch.manual_seed(0)
@@ -375,10 +347,6 @@ class PlanarFlow(CarriesConstraint):
     def forward(self, z0: Tensor) -> tuple[Tensor, Tensor]:
         """Return (zK, sum_ladj), as `planar_chain`."""
         return planar_chain(z0, self.w, self.u, self.b, self.constraint)
-
-    def inverse(self, zK: Tensor) -> Tensor:
-        """Return z0, as `planar_inverse`."""
-        return planar_inverse(zK, self.w, self.u, self.b, self.constraint)
 
     def transform(self) -> PlanarTransform:
         """Return the flow as a `torch.distributions` transform, with its own constraint; it follows the training."""
@@ -415,10 +383,9 @@ def _check_tensors(**tensors: Tensor) -> None:
         found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         if found not in (torch.float32, torch.float64):  # half precision is too coarse for log|det|
             raise TypeError(f"{name} must be a float32 or float64 torch.Tensor, got {found}")
-    for what in ("dtype", "device"):
-        each = {name: str(getattr(tensor, what)) for name, tensor in tensors.items()}
-        if len(set(each.values())) > 1:
-            raise TypeError(f"{', '.join(tensors)} must share one {what}, got {each}")
+    kinds = {name: f"{tensor.dtype} on {tensor.device}" for name, tensor in tensors.items()}
+    if len(set(kinds.values())) > 1:
+        raise TypeError(f"{', '.join(tensors)} must share one dtype and one device, got {kinds}")
 
 
 def _check_parameters(w: Tensor, u: Tensor, b: Tensor) -> None:
@@ -443,13 +410,16 @@ def _check_chain(name: str, z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> Tenso
 def _check_step(vectors: dict[str, Tensor], **scalars: Tensor) -> None:
     """Check one step's vectors (..., D) and scalars (...,), which may not have an axis that all the vectors lack."""
     _check_tensors(**vectors, **scalars)
-    sizes, axes = zip(*((t.shape[-1] if t.dim() > 0 else 0, t.dim() - 1) for t in vectors.values()), strict=True)
-    if min(sizes) < 1 or min(sizes) < max(sizes) or any(tensor.dim() > max(axes) for tensor in scalars.values()):
-        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in (vectors | scalars).items())
+    batch = _broadcast(
+        **{name: tensor.shape[:-1] for name, tensor in vectors.items()},
+        **{name: tensor.shape for name, tensor in scalars.items()},
+    )
+    sizes = {tuple(tensor.shape[-1:]) for tensor in vectors.values()}
+    if len(sizes) > 1 or (0,) in sizes or len(batch) >= max(tensor.dim() for tensor in vectors.values()):
         raise ValueError(
-            f"{', '.join(vectors)} must be (..., D), with the same size D ≥ 1, b and slack (...,), got {found}"
+            f"{', '.join(vectors)} must be (..., D), with the same size D ≥ 1, b and slack (...,), got "
+            + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in (vectors | scalars).items())
         )
-    _broadcast(**{name: t.shape[:-1] for name, t in vectors.items()}, **{name: t.shape for name, t in scalars.items()})
 
 
 def _broadcast(**shapes: torch.Size) -> torch.Size:
