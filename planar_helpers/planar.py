@@ -234,7 +234,8 @@ class _SolveAlongW(torch.autograd.Function):
 class PlanarTransform(Transform):
     """Wrap K planar steps as a `torch.distributions` transform, so that `rsample` and `log_prob` work.
 
-    `log_prob` goes through `planar_inverse`, at points just sampled too: nothing is cached that could be stale.
+    `log_prob` goes through `planar_inverse`. `cache_size=1` saves that for the points just sampled, and then must not be
+    used while w, u, b change: what is kept would be stale.
 
     Shapes: w, u (..., K, D), b (..., K). Raises as `planar_chain`. Derived in: notebooks/03_u_hat_constraint, section
     "What is log q_K at a point we never sampled?".
@@ -249,11 +250,15 @@ class PlanarTransform(Transform):
     domain = codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "shifted") -> None:
-        super().__init__()
+    def __init__(self, w: Tensor, u: Tensor, b: Tensor, constraint: str = "shifted", cache_size: int = 0) -> None:
+        super().__init__(cache_size=cache_size)
         _check_parameters(w, u, b)
         check_constraint(constraint)
         self.w, self.u, self.b, self.constraint = w, u, b, constraint
+
+    def with_cache(self, cache_size: int = 1) -> "PlanarTransform":
+        """Return the same transform with another cache size (asked for by `torch.distributions`)."""
+        return PlanarTransform(self.w, self.u, self.b, self.constraint, cache_size)
 
     def __eq__(self, other: object) -> bool:
         """Compare the constraint and the parameters' values."""
@@ -327,7 +332,7 @@ class CarriesConstraint(nn.Module):
 class PlanarFlow(CarriesConstraint):
     """Hold w, u (K, D) and b (K,) as free parameters of one flow, near the identity at the start.
 
-    Calling it gives (zK, sum_ladj); `transform().inv` gives z0. Raises ValueError for D < 1, K < 0 or an unknown
+    Calling it gives (zK, sum_ladj); `inverse` gives z0. Raises ValueError for D < 1, K < 0 or an unknown
     constraint. Derived in: notebooks/04_fitting_densities, section "How do we fit it?".
 
     >>> _ = torch.manual_seed(0)
@@ -347,6 +352,10 @@ class PlanarFlow(CarriesConstraint):
     def forward(self, z0: Tensor) -> tuple[Tensor, Tensor]:
         """Return (zK, sum_ladj), as `planar_chain`."""
         return planar_chain(z0, self.w, self.u, self.b, self.constraint)
+
+    def inverse(self, zK: Tensor) -> Tensor:
+        """Return z0, as `planar_inverse`."""
+        return planar_inverse(zK, self.w, self.u, self.b, self.constraint)
 
     def transform(self) -> PlanarTransform:
         """Return the flow as a `torch.distributions` transform, with its own constraint; it follows the training."""

@@ -102,6 +102,15 @@ def test_root_may_name_a_folder_further_down(small_mnist, tmp_path, named: str) 
     assert load_images(root=tmp_path / named).name == "MNIST"
 
 
+def test_a_linked_folder_is_looked_into_and_another_data_sets_is_not(small_mnist, tmp_path) -> None:
+    others = {name: content[::-1] for name, content in small_mnist.items()}
+    put(tmp_path / "data", others, "FashionMNIST/raw")
+    assert load_images(root=tmp_path / "data").name == "digits"
+    put(tmp_path / "shared disk", small_mnist, "raw")
+    (tmp_path / "data" / "MNIST").symlink_to(tmp_path / "shared disk", target_is_directory=True)
+    assert load_images(root=tmp_path / "data").name == "MNIST"
+
+
 def test_packed_content_without_gz_in_its_name_is_read(small_mnist, tmp_path) -> None:
     put(tmp_path, {name: gzip.compress(content) for name, content in small_mnist.items()})
     assert load_images(root=tmp_path).name == "MNIST"

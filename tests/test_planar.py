@@ -819,3 +819,18 @@ def test_a_base_that_does_not_fit_the_transform_is_named(base: tuple, batch: tup
     with pytest.raises(ValueError, match=message):
         TransformedDistribution(Independent(Normal(torch.zeros(base), 1.0), 1), transform)
     assert transform.forward_shape((5, *batch, 2)) == transform.inv.forward_shape((5, *batch, 2)) == (5, *batch, 2)
+
+
+def test_a_cache_saves_the_inverse_and_keeps_the_constraint() -> None:
+    w, u, b = random_chain(2, K=3, D=2)
+    kept = PlanarTransform(w, u, b, "paper").with_cache(1)
+    assert kept.constraint == "paper" and kept == PlanarTransform(w, u, b, "paper")
+    z0 = torch.randn(7, 2, dtype=torch.float64)
+    zK = kept(z0)
+    assert kept.inv(zK) is z0 and torch.allclose(kept.inv(zK.clone()), z0, atol=1e-9)
+
+
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_a_flow_inverts_itself_under_its_own_constraint(constraint: str) -> None:
+    flow, z0 = PlanarFlow(2, 8, constraint).double(), torch.randn(50, 2, dtype=torch.float64)
+    assert torch.allclose(flow.inverse(flow(z0)[0]), z0, atol=1e-9)
