@@ -234,8 +234,8 @@ class _SolveAlongW(torch.autograd.Function):
 class PlanarTransform(Transform):
     """Wrap K planar steps as a `torch.distributions` transform, so that `rsample` and `log_prob` work.
 
-    `log_prob` goes through `planar_inverse`. `cache_size=1` saves that for the points just sampled, and then must not be
-    used while w, u, b change: what is kept would be stale.
+    `log_prob` goes through `planar_inverse`. `cache_size=1` saves that for the points just sampled, and then must not
+    be used while w, u, b change: what is kept would be stale.
 
     Shapes: w, u (..., K, D), b (..., K). Raises as `planar_chain`. Derived in: notebooks/03_u_hat_constraint, section
     "What is log q_K at a point we never sampled?".
