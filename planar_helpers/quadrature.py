@@ -325,12 +325,12 @@ def _tops(log_joint: Tensor, lattices: Tensor) -> tuple[Tensor, Tensor]:
 
 def _moments(model: PlanarVAE, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and deviations (B, 2) and log mass (B,) of the island around each start (B, 2), one for each image."""
-    square = plane_grid(-1, 1, 31, x.dtype).to(x.device).flatten(0, 1).unsqueeze(1)  # (961, 1, 2)
+    square = plane_grid(-1, 1, 21, x.dtype).to(x.device).flatten(0, 1).unsqueeze(1)  # (441, 1, 2)
     sigma = torch.full_like(mean, SPACING)
     for _ in range(5):
-        z = mean + 4 * sigma * square  # (961, B, 2), 4 sigma/15 apart
+        z = mean + 4 * sigma * square  # (441, B, 2), 0.4 sigma apart
         log_joint = model._log_joint(x, z)
-        mass = torch.logsumexp(log_joint, dim=0) + 2 * math.log(4 / 15) + sigma.log().sum(dim=1)
+        mass = torch.logsumexp(log_joint, dim=0) + 2 * math.log(0.4) + sigma.log().sum(dim=1)
         share = torch.softmax(log_joint, dim=0).unsqueeze(-1)
         mean = (share * z).sum(dim=0)
         sigma = (share * (z - mean) ** 2).sum(dim=0).sqrt().maximum(sigma / 3)
