@@ -131,7 +131,8 @@ def summary(quick: dict, full: dict) -> str:
     """One line on the two runs that were timed."""
     runs = [
         f"{spell(timed['total'])} in all at the {budget} budget ({timed['data']}, {timed['cores']} cores, "
-        f"{timed['jobs']} notebooks at a time, {timed['processor']}, {timed['date']})"
+        f"{'one notebook' if timed['jobs'] == 1 else str(timed['jobs']) + ' notebooks'} at a time, "
+        f"{timed['processor']}, {timed['date']})"
         for budget, timed in (("quick", quick), ("full", full))
     ]
     return f"*Minutes: {'; '.join(runs)}. A notebook's own count holds the trainings that it did itself.*"
