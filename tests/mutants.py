@@ -24,7 +24,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("planar_helpers", "tests", "notebooks", "pyproject.toml", "README.md", "environment.yml")
 # what was imported before the fork is not rewritten for better messages, and no plugin that is not used is loaded
-OPTIONS = shlex.split("-q -x -W ignore::pytest.PytestAssertRewriteWarning -p no:cacheprovider -p no:xdist -p no:nbval")
+OPTIONS = ["-q", "-x", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+OPTIONS += [f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "nbval", "unraisableexception")]
 SECONDS = 120  # a mutant may loop for ever: that is noticed, too
 
 
