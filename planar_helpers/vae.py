@@ -73,7 +73,7 @@ class FlowPosterior:
 
     def image(self, i: int) -> "FlowPosterior":
         """Return the posterior of image i alone, as a batch of one; i may count from the end."""
-        return self.map(lambda tensor: tensor[[i]])
+        return self.map(lambda tensor: tensor[[int(i)]])
 
     def without_steps(self) -> "FlowPosterior":
         """Return q0 alone: the same μ and σ, K = 0."""
@@ -243,8 +243,8 @@ class PlanarVAE(CarriesConstraint):
         """
         self.check_images(x)
         check_int("n", n, least=1)
-        if posterior.mu.shape not in ((len(x), self.D), (1, self.D)):
-            raise ValueError(f"posterior must be of {len(x)} images and D = {self.D}, got {posterior}")
+        if not isinstance(posterior, FlowPosterior) or posterior.mu.shape not in ((len(x), self.D), (1, self.D)):
+            raise ValueError(f"posterior must be of {len(x)} images and D = {self.D}, got {posterior!r:.90}")
         return self._elbo_draws(x, posterior, n)
 
     def _elbo_draws(self, x: Tensor, posterior: FlowPosterior, n: int) -> Tensor:
@@ -262,9 +262,11 @@ class PlanarVAE(CarriesConstraint):
         with evaluating(self):
             return torch.sigmoid(self.decode(torch.randn(n, self.D, dtype=like.dtype, device=like.device)))
 
-    @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Return pixel probabilities (B, d_x) decoded from z0 = μ, pushed through the flow: to look at only."""
+        """Return pixel probabilities (B, d_x) decoded from z0 = μ, pushed through the flow: to look at only.
+
+        Gradients pass, as through `encode` and `decode`.
+        """
         with evaluating(self):
             posterior = self.encode(x)
             zK, _ = planar_chain(posterior.mu, posterior.w, posterior.u, posterior.b, posterior.constraint)

@@ -202,8 +202,6 @@ def test_bad_points_and_posteriors_get_a_clear_error() -> None:
         model.elbo_draws(x, model.encode(x), 0)
     with pytest.raises(ValueError, match="posterior must be of 6 images"):
         model.elbo_draws(x, model.encode(x[:2]), 3)
-    with pytest.raises(AttributeError, match="'tuple' object has no attribute 'mu'"):
-        model.elbo_draws(x, model.encode(x).tensors, 3)
     for call in (
         lambda: model.log_joint(x + 1, torch.zeros(6, 2)),
         lambda: model.elbo_draws(x + 1, model.encode(x), 3),
@@ -400,3 +398,17 @@ def test_bad_sizes_get_a_clear_error() -> None:
     for bad in (torch.zeros(4, 2).double(), [[0.0, 0.0]]):
         with pytest.raises(TypeError, match="z must be a tensor"):
             model.decode(bad)
+
+
+def test_a_slice_is_no_image_and_a_tuple_no_posterior() -> None:
+    model, x = PlanarVAE(d_x=12, hidden=8), torch.rand(6, 12)
+    for wrong in (slice(0, 2), None):
+        with pytest.raises(TypeError):
+            model.encode(x).image(wrong)
+    with pytest.raises(ValueError, match="posterior must be of 6 images"):
+        model.elbo_draws(x, model.encode(x).tensors, 3)
+
+
+def test_the_gradient_of_a_reconstruction_is_not_lost() -> None:
+    model, x = PlanarVAE(d_x=12, hidden=8).double(), torch.rand(1, 12).double()
+    assert torch.autograd.gradcheck(model.reconstruct, x.clamp(0.1, 0.9).requires_grad_())
