@@ -90,6 +90,20 @@ def binarise(images: Images, seed: int = 0) -> Images:
     return images._replace(train=train, test=test, name=f"{images.name}, binarised")
 
 
+def hold_out(images: Images, n: int | None = None) -> Images:
+    """Return the data set with its last n training images in the test set's place, to choose settings on.
+
+    The test images are not in it, so what is chosen cannot have seen them. By default n is a twelfth, 5 000 of MNIST's.
+    Raises ValueError unless 1 ≤ n < N.
+    """
+    check_images(images)
+    n = len(images.train) // 12 if n is None else n
+    if not isinstance(n, int) or not 1 <= n < len(images.train):
+        raise ValueError(f"n must be from 1 to {len(images.train) - 1}, fewer than the training images, got {n!r}")
+    train, labels = images.train, images.train_labels
+    return Images(train[:-n], labels[:-n], train[-n:], labels[-n:], f"{images.name}, {n} of train held out")
+
+
 def check_images(images: Images, d_x: int | None = None) -> None:
     """Raise TypeError or ValueError unless these are Images, with rows of d_x bytes (of any number without d_x)."""
     if not isinstance(images, Images):

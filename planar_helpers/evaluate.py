@@ -5,6 +5,7 @@ Nothing here trains a model. Values are per image, in nats, and computed in the 
 
 import copy
 import math
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -35,12 +36,12 @@ class InferenceGap(NamedTuple):
     amortization: Tensor
 
 
-def importance_log_px(model: PlanarVAE, x: Tensor, n_samples: int) -> LogPx:
+def importance_log_px(model: PlanarVAE, x: Tensor, n_samples: int, posterior: FlowPosterior | None = None) -> LogPx:
     """Estimate log p(x) = log E_q[ p(x, zK)/qK(zK) ] by the mean of n_samples importance weights, for any D.
 
     The error is the standard error of the log of the mean, by the delta method: std(weight)/(mean √n_samples). It
     is infinite for one sample, and too small where qK misses mass: then the estimate is too low as well. Where no
-    sample has any weight, log_px is −∞ and the error ∞.
+    sample has any weight, log_px is −∞ and the error ∞. `posterior`, of the same images, replaces the encoder's q.
 
     Shapes: x (B, d_x); log_px and error (B,), in nats. Raises ValueError for n_samples < 1.
 
@@ -52,8 +53,9 @@ def importance_log_px(model: PlanarVAE, x: Tensor, n_samples: int) -> LogPx:
     model.check_images(x)
     parts = []
     with measuring(model):
-        for part in x.split(max(1, DRAWS_AT_ONCE // n_samples)):
-            log_weights = model._elbo_draws(part, model._encode(part), n_samples).double()
+        for i in torch.arange(len(x), device=x.device).split(max(1, DRAWS_AT_ONCE // n_samples)):
+            q = model._encode(x[i]) if posterior is None else posterior.map(itemgetter(i))
+            log_weights = model._elbo_draws(x[i], q, n_samples).double()
             log_mean = torch.logsumexp(log_weights, dim=0) - math.log(n_samples)
             # relative to the mean weight; without any weight there is no mean to compare with
             weights = (log_weights - log_mean).exp()

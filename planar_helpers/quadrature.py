@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from planar_helpers.elbo import gaussian_log_density
 from planar_helpers.grid import log_mass, plane_grid
 from planar_helpers.planar import check_int, identity_u
 from planar_helpers.vae import FlowPosterior, PlanarVAE, check_model, check_no_gradient, evaluating
@@ -123,7 +122,7 @@ def posterior_grid(model: PlanarVAE, x: Tensor, n: int = 201) -> PosteriorGrid:
         return PosteriorGrid(
             z,
             model._log_joint(x, z.unsqueeze(-2)).squeeze(-1) - log_px,
-            gaussian_log_density(z, posterior.mu[0], posterior.logvar[0]),
+            posterior.without_steps().log_prob(z.unsqueeze(-2)).squeeze(-1),
             posterior.double().log_prob(z.double().unsqueeze(-2)).squeeze(-1).to(x),
         )
 
@@ -134,7 +133,8 @@ def main_island(model: PlanarVAE, x: Tensor, K: int | None = None) -> FlowPoster
     The main island is the one of most mass. Candidates are the highest points of a coarse lattice, those of most mass
     within ±0.5 first, at least 0.5 apart. μ and σ are the exact posterior's mean and deviations there: sums over five
     grids, each four of the deviations found before to either side. The last also gives the island's mass. The steps
-    have û = 0, w random in units of 1/σ (seeded), and hyperplanes through μ. K is the model's unless given.
+    have û = 0, w random in units of 1/σ (seeded), and hyperplanes through μ. K is the model's unless given; a family
+    without planar steps has none, and a full covariance starts with no shear.
 
     So it is a start for `own_posterior` that lies where the posterior does, whatever the encoder says.
 
@@ -142,7 +142,7 @@ def main_island(model: PlanarVAE, x: Tensor, K: int | None = None) -> FlowPoster
     notebooks/08_exact_posterior, section "Where does the flow matter most, and where least?".
     """
     check_plane(model, x, "main_island")
-    K = model.K if K is None else K
+    K = (model.K if model.family == "planar" else 0) if K is None else K
     check_int("K", K, least=0)
     with measuring(model):
         return _main_island(model, x, K)
@@ -307,7 +307,8 @@ def _main_island(model: PlanarVAE, x: Tensor, K: int) -> FlowPosterior:
     generator = torch.Generator("cpu").manual_seed(0)
     w = torch.randn(len(x), K, 2, generator=generator, dtype=x.dtype, device="cpu").to(x.device) / sigma.unsqueeze(1)
     b = -(w * mean.unsqueeze(1)).sum(dim=-1)
-    return FlowPosterior(mean, 2 * sigma.log(), w, identity_u(w, model.constraint), b, constraint=model.constraint)
+    shear = x.new_zeros(len(x), 1) if model.family == "gaussian" else None
+    return FlowPosterior(mean, 2 * sigma.log(), w, identity_u(w, model.constraint), b, model.constraint, shear)
 
 
 def _tops(log_joint: Tensor, lattices: Tensor) -> tuple[Tensor, Tensor]:

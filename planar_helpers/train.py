@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from planar_helpers import elbo, planar
+from planar_helpers import elbo, planar, vae
 from planar_helpers.checkpoint import Checkpoint, Code, Run, pixels_version, restore, run_name
 from planar_helpers.data import Images, check_images, check_pixels, to_float
 from planar_helpers.elbo import ElboTerms
@@ -58,6 +58,9 @@ def fit(
     lr: float = 1e-3,
     weight_decay: float = 1e-5,
     schedule: str = "constant",
+    clip: float | None = None,
+    warmup: int = 0,
+    binarise: bool = False,
     seed: int = 0,
     checkpoint: str | Path | Checkpoint | None = None,
     progress: bool = True,
@@ -65,7 +68,11 @@ def fit(
     """Train the model in place by Adam on the loss −mean(ELBO), and return its history.
 
     The defaults are the post's; weights below 1e-20 are set to 0 after each epoch. schedule "cosine" takes the step
-    size from lr to 0 over the run. Two runs from the same weights with the same seed, data and thread count are equal
+    size from lr to 0 over the run. `clip` bounds the norm of the gradient. During the first `warmup` epochs the loss is
+    −mean(log p(x|z) − β kl), β rising from 0 to 1. `binarise` draws the training pixels anew at each step, 1 with
+    probability grey: the test images are then to be binary, too (`data.binarise`).
+
+    Two runs from the same weights with the same seed, data and thread count are equal
     bit for bit on a CPU, and a shorter one is the start of a longer one if the step size is constant. With
     `checkpoint`, the state is written there after each epoch, and a run that finds it goes on from it, to the same
     result bit for bit. Autocast, no_grad and inference_mode have no say here.
@@ -74,13 +81,17 @@ def fit(
     cannot be written; FloatingPointError if the loss stops being finite. Labels are never looked at.
     Source: the post's settings. Derived in: notebooks/07_train_the_vae, section "How is it trained?".
     """
-    epochs, batch_size, lr, weight_decay, seed = _check_fit(
-        model, images, epochs, batch_size, lr, weight_decay, schedule, seed
-    )
+    given: dict[str, Any] = {
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "schedule": schedule,
+        "clip": clip, "warmup": warmup, "binarise": binarise, "seed": seed,
+    }  # fmt: skip
+    given = check_fit(given)
+    check_images(images, model.d_x)
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError("model was made inside torch.inference_mode and cannot be trained: make it outside")
+    epochs, batch_size, seed, warmup = (given[name] for name in ("epochs", "batch_size", "seed", "warmup"))
     files = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    settings = (
-        {} if checkpoint is None else run_settings(model, images, epochs, batch_size, lr, weight_decay, schedule, seed)
-    )
+    settings = {} if checkpoint is None else run_settings(model, images, given)
     device = next(model.parameters()).device
     train, test, dtype = images.train.to(device), images.test.to(device), next(model.parameters()).dtype
     steps = epochs * -(-len(train) // batch_size)
@@ -96,11 +107,15 @@ def fit(
         for batch in torch.randperm(len(train), device="cpu").to(device).split(batch_size):
             if schedule == "cosine":
                 optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-            terms = model.elbo_terms(to_float(train.index_select(0, batch), dtype))
-            optimizer.zero_grad()
-            terms.loss.backward()
-            optimizer.step()
+            x = to_float(train.index_select(0, batch), dtype)
+            terms = model.elbo_terms(torch.bernoulli(x) if binarise else x)
             step += 1
+            beta = min(1.0, step * epochs / (warmup * steps)) if warmup else 1.0
+            optimizer.zero_grad()
+            (terms.loss if beta == 1 else (beta * terms.kl - terms.log_px_z).mean()).backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
             seen.append(torch.stack(terms).detach())
         means["train"].append(torch.cat(seen, dim=1).double().mean(dim=1).cpu())
         means["test"].append(torch.stack(mean_terms(model, test)).cpu())
@@ -148,9 +163,11 @@ def train_or_load(
     K: int = 3,
     constraint: str = "shifted",
     D: int = 2,
-    hidden: int = 500,
+    hidden: int | tuple[int, ...] = 500,
     seed: int = 0,
     progress: bool = True,
+    family: str = "planar",
+    dropout: float = 0.0,
     **fit_settings: Any,
 ) -> tuple[PlanarVAE, History]:
     """Return a trained model and its history: from runs/ if this very run was made before, else by training it.
@@ -173,11 +190,10 @@ def train_or_load(
     check_int("seed", seed, least=0)
     with torch.device("cpu"):  # whatever default device is in force
         seed_all(seed)
-        model = PlanarVAE(d_x=images.train.shape[1], hidden=hidden, D=D, K=K, constraint=constraint)
+        model = PlanarVAE(images.train.shape[1], hidden, D, K, constraint, family, dropout)
     model = model.to(pick_device())
-    fit_settings = {**FIT_DEFAULTS, **fit_settings, "epochs": epochs, "seed": seed}
-    _check_fit(model, images, **fit_settings)
-    settings = run_settings(model, images, **fit_settings)
+    fit_settings = check_fit({**FIT_DEFAULTS, **fit_settings, "epochs": epochs, "seed": seed})
+    settings = run_settings(model, images, fit_settings)
     run = Run(folder("runs"), run_name(settings), epochs)
     if run.finished(epochs).is_file():  # read without the lock: it may lie on a disk that cannot be written to
         means: dict[str, list[Tensor]] = {}
@@ -188,6 +204,7 @@ def train_or_load(
             history = fit(model, images, checkpoint=run, progress=progress, **fit_settings)
     seed_all(seed)  # whatever is drawn next does not depend on whether the model was trained or loaded
     named = f"K = {K}" if K == 0 else f"K = {K}, {constraint} u_hat"
+    named = named if family == "planar" else f"{family}, {named}"
     say(f"{named}: {epochs} epochs on {images.name}, seed {seed}, test ELBO {history.test.elbo[-1]:.2f} nats")
     return model.eval(), history
 
@@ -205,30 +222,30 @@ def epochs_for(images: Images) -> int:
 CODE = Code(
     planar._constrain, planar._det, planar.planar_chain,
     elbo.ElboTerms, elbo.bernoulli_log_likelihood, elbo.gaussian_log_density, elbo.standard_normal_log_density,
-    FlowPosterior.rsample, PlanarVAE.__init__, PlanarVAE._encode, PlanarVAE.elbo_terms,
+    FlowPosterior.rsample, FlowPosterior._sheared, FlowPosterior._S, FlowPosterior.without_steps, FlowPosterior.replace,
+    PlanarVAE.__init__, PlanarVAE._encode, PlanarVAE.elbo_terms, vae._layers,
     to_float, seed_all, fit, mean_terms, drop_tiny,
     LOG_E_MINUS_1=planar.LOG_E_MINUS_1, LOG_2PI=elbo.LOG_2PI,
 )  # fmt: skip
 FIT_DEFAULTS = {
-    name: inspect.signature(fit).parameters[name].default for name in ("batch_size", "lr", "weight_decay", "schedule")
+    name: parameter.default
+    for name, parameter in inspect.signature(fit).parameters.items()
+    if name not in ("model", "images", "epochs", "seed", "checkpoint", "progress")
 }
 
 
-def run_settings(
-    model: PlanarVAE, images: Images, epochs: int, batch_size: int, lr: float, weight_decay: float, schedule: str,
-    seed: int,
-) -> dict[str, Any]:  # fmt: skip
+def run_settings(model: PlanarVAE, images: Images, given: dict[str, Any]) -> dict[str, Any]:
     """Return all that decides a run's numbers: equal settings are one run. Raise RuntimeError if code was replaced.
 
     The epochs belong to it only if the step size depends on them: else a shorter run is the start of a longer one.
     """
     settings = {
         **model.settings, "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "data": [images.name, *pixels_version(images.train, images.test)], "batch_size": _plain(batch_size),
-        "lr": float(lr), "weight_decay": float(weight_decay), "schedule": schedule, "seed": _plain(seed),
-        "code": CODE.version(),
+        "data": [images.name, *pixels_version(images.train, images.test)], **given, "code": CODE.version(),
     }  # fmt: skip
-    return settings if schedule == "constant" else {**settings, "epochs": _plain(epochs)}
+    if given["schedule"] == "constant":
+        del settings["epochs"]
+    return settings
 
 
 def _plain(value: Any) -> Any:
@@ -236,26 +253,22 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _check_fit(
-    model: PlanarVAE, images: Images, epochs: int, batch_size: int, lr: float, weight_decay: float, schedule: str,
-    seed: int,
-) -> tuple[int, int, float, float, int]:  # fmt: skip
-    """Raise ValueError or TypeError for what cannot be trained with; return the numbers as Python's own."""
-    check_images(images, model.d_x)
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise ValueError("model was made inside torch.inference_mode and cannot be trained: make it outside")
-    epochs, batch_size, lr, weight_decay, seed = map(_plain, (epochs, batch_size, lr, weight_decay, seed))
-    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        check_int(name, value, least)
-    for name, number in (("lr", lr), ("weight_decay", weight_decay)):
+def check_fit(given: dict[str, Any]) -> dict[str, Any]:
+    """Raise ValueError for settings that `fit` cannot train with; return them as Python's own numbers."""
+    given = {name: _plain(value) for name, value in given.items()}
+    for name, least in (("epochs", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
+        check_int(name, given[name], least)
+    for name, positive in (("lr", True), ("weight_decay", False), ("clip", True)):
+        number = given[name]
         real = isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number < math.inf
-        if not real or name == "lr" and number == 0:
-            raise ValueError(
-                f"{name} must be {'positive' if name == 'lr' else 'at least 0'} and finite, got {number!r}"
-            )
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
-    return epochs, batch_size, lr, weight_decay, seed
+        if (not real or positive and number == 0) and (name, number) != ("clip", None):
+            raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'} and finite, got {number!r}")
+        given[name] = float(number) if real else None
+    if given["schedule"] not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {SCHEDULES}, got {given['schedule']!r}")
+    if not isinstance(given["binarise"], bool):
+        raise ValueError(f"binarise must be True or False, got {given['binarise']!r}")
+    return given
 
 
 def _check_model(model: PlanarVAE) -> None:

@@ -1,13 +1,14 @@
 """The amortized planar-flow VAE: encoder → FlowPosterior → chain → decoder.
 
 The encoder emits, per image, μ and log σ² of q0 and w, u, b of each of K planar steps. The flow belongs to q, not
-to p: to generate, z ~ N(0, I) goes straight to the decoder.
+to p: to generate, z ~ N(0, I) goes straight to the decoder. Two other families of q are controls, without a flow.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from planar_helpers.elbo import (
 )
 from planar_helpers.planar import CarriesConstraint, check_constraint, check_int, planar_chain, planar_inverse
 
+FAMILIES = ("planar", "translation", "gaussian")
 ROWS_AT_ONCE = 20_000  # decoded images held in memory at a time, in `elbo_draws`
 
 
@@ -30,6 +32,9 @@ class FlowPosterior:
     """The approximate posterior qK(z|x) of each image: mu, logvar (B, D); w, u (B, K, D); b (B, K); and whose û.
 
         z0 = μ + σ ⊙ ε,   zK = f_K(… f_1(z0)),   log qK(zK) = log q0(z0) − Σ ladj
+
+    With a shear S (B, D(D − 1)/2), the rows of a strictly lower triangular matrix, z0 + S(z0 − μ) goes into the first
+    step in place of z0: q0 is then the Gaussian with the full covariance (I + S) diag σ² (I + S)ᵀ. A shear keeps areas.
 
     The constraint has no default: w, u and b without it are another map. Whatever is made from a posterior by the
     methods below, by `torch.func`, by copying or by pickling, keeps it. Two posteriors are equal if all values and
@@ -45,19 +50,20 @@ class FlowPosterior:
     u: Tensor
     b: Tensor
     constraint: str
+    shear: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_constraint(self.constraint)
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The five tensors: mu, logvar, w, u, b."""
-        return self.mu, self.logvar, self.w, self.u, self.b
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The five tensors mu, logvar, w, u, b, and the shear if there is one."""
+        five = self.mu, self.logvar, self.w, self.u, self.b
+        return five if self.shear is None else (*five, self.shear)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "FlowPosterior":
-        """Return the posterior with `function` applied to each of the five tensors."""
-        mu, logvar, w, u, b = (function(tensor) for tensor in self.tensors)
-        return FlowPosterior(mu, logvar, w, u, b, self.constraint)
+        """Return the posterior with `function` applied to each of its tensors."""
+        return _from_tensors(map(function, self.tensors), self.constraint)
 
     def replace(self, **changes: Any) -> "FlowPosterior":
         """Return the posterior with the fields named changed, and the others, the constraint too, as they are."""
@@ -76,26 +82,39 @@ class FlowPosterior:
         return self.map(lambda tensor: tensor[[int(i)]])
 
     def without_steps(self) -> "FlowPosterior":
-        """Return q0 alone: the same μ and σ, K = 0."""
+        """Return q0 alone: the same μ, σ and shear, K = 0."""
         return self.replace(w=self.w[..., :0, :], u=self.u[..., :0, :], b=self.b[..., :0])
 
     def rsample(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, Tensor]:
         """Draw zK (*sample_shape, B, D), with log_q0 and sum_ladj (*sample_shape, B) of the same draw."""
         eps = torch.randn(*sample_shape, *self.mu.shape, dtype=self.mu.dtype, device=self.mu.device)
         z0 = self.mu + torch.exp(0.5 * self.logvar) * eps
-        zK, sum_ladj = planar_chain(z0, self.w, self.u, self.b, self.constraint)
+        zK, sum_ladj = planar_chain(self._sheared(z0), self.w, self.u, self.b, self.constraint)
         return zK, gaussian_log_density(z0, self.mu, self.logvar), sum_ladj
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log qK(z) at any z (..., B, D), through the inverse; shape (..., B), in nats."""
         z0 = planar_inverse(z, self.w, self.u, self.b, self.constraint)
         sum_ladj = planar_chain(z0, self.w, self.u, self.b, self.constraint)[1]
+        if self.shear is not None:
+            away = (z0 - self.mu).unsqueeze(-1)
+            z0 = self.mu + torch.linalg.solve_triangular(self._S(), away, upper=False, unitriangular=True).squeeze(-1)
         return gaussian_log_density(z0, self.mu, self.logvar) - sum_ladj
+
+    def _S(self) -> Tensor:
+        """The shear as strictly lower triangular matrices (B, D, D)."""
+        shear, D = cast(Tensor, self.shear), self.mu.shape[-1]
+        row, column = torch.tril_indices(D, D, -1, device=shear.device)
+        flat = shear.new_zeros(*shear.shape[:-1], D * D).index_copy(-1, row * D + column, shear)
+        return flat.unflatten(-1, (D, D))
+
+    def _sheared(self, z0: Tensor) -> Tensor:
+        return z0 if self.shear is None else z0 + (self._S() @ (z0 - self.mu).unsqueeze(-1)).squeeze(-1)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, FlowPosterior)
-            and self.constraint == other.constraint
+            and (self.constraint, len(self.tensors)) == (other.constraint, len(other.tensors))
             and all(torch.equal(one, another) for one, another in zip(self.tensors, other.tensors, strict=True))
         )
 
@@ -106,11 +125,16 @@ class FlowPosterior:
         )
 
 
+def _from_tensors(tensors: Iterable[Any], constraint: Any) -> FlowPosterior:
+    mu, logvar, w, u, b, *shear = tensors
+    return FlowPosterior(mu, logvar, w, u, b, constraint, *shear)
+
+
 # So that vmap, grad, export and their like take a posterior apart and put it together again, constraint included.
 pytree.register_pytree_node(
     FlowPosterior,
     lambda posterior: (list(posterior.tensors), posterior.constraint),
-    lambda tensors, constraint: FlowPosterior(*(*tensors, constraint)),
+    _from_tensors,
     serialized_type_name="planar_helpers.vae.FlowPosterior",
 )
 
@@ -152,7 +176,12 @@ def _own_precision(model: nn.Module) -> contextlib.AbstractContextManager[object
 class PlanarVAE(CarriesConstraint):
     """A VAE whose approximate posterior is a chain of K planar steps, with parameters per image.
 
-    Defaults are the post's: one hidden layer of 500 ReLU on each side, D = 2, K = 3. K = 0 is the plain VAE.
+    Defaults are the post's: one hidden layer of 500 ReLU on each side, D = 2, K = 3. K = 0 is the plain VAE. `hidden`
+    may be several sizes, from the image inwards; the decoder has them in reverse. `dropout` is the share of pixels that
+    the encoder, in train(), does not see.
+
+    `family` is q's: "planar"; or a control that costs as much and does not flow. "translation": the same heads with
+    w = 0, so that a step adds u tanh b whatever z is, K of them a constant to μ. "gaussian": a full covariance, K = 0.
 
     Shapes: x is a floating tensor (B, d_x) with values in [0, 1]; nothing else is accepted. Raises ValueError
     or TypeError, which name what was wrong. The values cannot be looked at under `torch.func.vmap`, `torch.compile`
@@ -168,16 +197,30 @@ class PlanarVAE(CarriesConstraint):
     torch.Size([4])
     """
 
-    def __init__(self, d_x: int = 784, hidden: int = 500, D: int = 2, K: int = 3, constraint: str = "shifted") -> None:
+    def __init__(
+        self, d_x: int = 784, hidden: int | tuple[int, ...] = 500, D: int = 2, K: int = 3,
+        constraint: str = "shifted", family: str = "planar", dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__(constraint)
-        for name, value, least in (("d_x", d_x, 1), ("hidden", hidden, 1), ("D", D, 1), ("K", K, 0)):
+        hidden = tuple(hidden) if isinstance(hidden, list | tuple) else hidden
+        sizes = hidden if isinstance(hidden, tuple) else (hidden,)
+        for name, value, least in (("d_x", d_x, 1), ("D", D, 1), ("K", K, 0), *(("hidden", h, 1) for h in sizes)):
             check_int(name, value, least)
-        self.settings = {"d_x": d_x, "hidden": hidden, "D": D, "K": K, "constraint": constraint}
-        self.d_x, self.D, self.K = d_x, D, K
-        self.encoder = nn.Sequential(nn.Linear(d_x, hidden), nn.ReLU())
-        self.head_sizes = [D, D, K * D, K * D, K]  # μ, log σ², w, u, b: five linear heads in one matrix
-        self.heads = nn.Linear(hidden, sum(self.head_sizes))
-        self.decoder = nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, d_x))
+        check_int("the number of hidden layers", len(sizes), least=1)
+        if family not in FAMILIES or (family == "gaussian" and K > 0):
+            raise ValueError(f"family must be one of {FAMILIES}, the last with K = 0, got {family!r} with K = {K}")
+        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and less than 1, got {dropout!r}")
+        self.settings = {
+            "d_x": d_x, "hidden": hidden, "D": D, "K": K, "constraint": constraint, "family": family,
+            "dropout": float(dropout),
+        }  # fmt: skip
+        self.d_x, self.D, self.K, self.family = d_x, D, K, family
+        self.encoder = nn.Sequential(*[nn.Dropout(dropout)] * (dropout > 0), *_layers(d_x, *sizes))
+        # μ, log σ², w, u, b, and the shear: linear heads in one matrix
+        self.head_sizes = [D, D, K * D, K * D, K, D * (D - 1) // 2 * (family == "gaussian")]
+        self.heads = nn.Linear(sizes[-1], sum(self.head_sizes))
+        self.decoder = nn.Sequential(*_layers(D, *reversed(sizes)), nn.Linear(sizes[0], d_x))
 
     def extra_repr(self) -> str:
         """Name the settings when the model is printed."""
@@ -294,6 +337,14 @@ class PlanarVAE(CarriesConstraint):
                 raise ValueError("x must lie in [0, 1] and hold no NaN: divide grey levels 0..255 by 255")
 
     def _encode(self, x: Tensor) -> FlowPosterior:
-        mu, logvar, w, u, b = self.heads(self.encoder(x)).split(self.head_sizes, dim=-1)
+        mu, logvar, w, u, b, shear = self.heads(self.encoder(x)).split(self.head_sizes, dim=-1)
         shape = (x.shape[0], self.K, self.D)
-        return FlowPosterior(mu, logvar, w.reshape(shape), u.reshape(shape), b, constraint=self.constraint)
+        posterior = FlowPosterior(mu, logvar, w.reshape(shape), u.reshape(shape), b, constraint=self.constraint)
+        if self.family == "translation":
+            moved = posterior.mu + (posterior.u * torch.tanh(posterior.b).unsqueeze(-1)).sum(dim=-2)
+            return posterior.without_steps().replace(mu=moved)
+        return posterior.replace(shear=shear) if self.family == "gaussian" else posterior
+
+
+def _layers(*sizes: int) -> list[nn.Module]:
+    return [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]

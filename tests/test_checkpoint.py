@@ -28,13 +28,13 @@ from planar_helpers.data import Images
 from planar_helpers.train import fit, run_settings, train_or_load
 from planar_helpers.vae import PlanarVAE
 
-FIT = {"epochs": 3, "batch_size": 100, "lr": 1e-3, "weight_decay": 1e-5, "schedule": "constant", "seed": 0}
+FIT = {**train.FIT_DEFAULTS, "epochs": 3, "seed": 0}
 PACKAGE = Path(planar_helpers.__file__).parent
 MODULES = (planar, elbo, planar_helpers.vae, planar_helpers.data, planar_helpers.run, train)
 # Used by what trains, and without a say in its numbers: printing, files, modes, and all that begins with "check".
 COMPUTES_NOTHING = {
     "_progress_bar", "_history", "_as_terms", "Checkpoint", "run_settings", "evaluating", "_own_precision",
-    "FlowPosterior", "_undisturbed", "undisturbed", "History",
+    "FlowPosterior", "_undisturbed", "undisturbed", "History", "shear",
 }  # fmt: skip
 
 
@@ -49,7 +49,8 @@ def fresh(**changes: Any) -> PlanarVAE:
 
 
 def name(few: Images, model: PlanarVAE | None = None, **changes: Any) -> str:
-    return run_name(run_settings(model or fresh(), few, **{**FIT, **changes}))
+    model = model or fresh()
+    return run_name(run_settings(model, few, train.check_fit({**FIT, **changes})))
 
 
 # --- the name -----------------------------------------------------------------------------------------------------
@@ -63,11 +64,27 @@ def test_every_setting_the_dtype_and_the_pixels_are_in_the_name(few: Images) -> 
         name(few, epochs=4, schedule="cosine"),
         *(
             name(few, **{key: value})
-            for key, value in (("batch_size", 99), ("lr", 2e-3), ("weight_decay", 0), ("seed", 1))
+            for key, value in (
+                ("batch_size", 99),
+                ("lr", 2e-3),
+                ("weight_decay", 0),
+                ("seed", 1),
+                ("clip", 1.0),
+                ("warmup", 1),
+                ("binarise", True),
+            )  # fmt: skip
         ),
         *(
             name(few, fresh(**{key: value}))
-            for key, value in (("hidden", 11), ("D", 3), ("K", 2), ("constraint", "paper"))
+            for key, value in (
+                ("hidden", 11),
+                ("hidden", (10, 10)),
+                ("D", 3),
+                ("K", 2),
+                ("constraint", "paper"),
+                ("family", "translation"),
+                ("dropout", 0.1),
+            )  # fmt: skip
         ),
         name(few, fresh().double()),
         *(name(images) for images in (inverted, other, few._replace(name="other"))),

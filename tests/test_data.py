@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from planar_helpers import data, download
-from planar_helpers.data import Images, binarise, load_images, to_float
+from planar_helpers.data import Images, binarise, hold_out, load_images, to_float
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -278,3 +278,14 @@ def test_bad_names_and_roots_get_a_clear_error(tmp_path, monkeypatch) -> None:
     with pytest.raises(FileNotFoundError, match="PLANAR_DATA must name an existing folder"):
         load_images()
     assert not missing.exists()
+
+
+def test_what_is_held_out_is_the_end_of_the_training_images(digits: Images) -> None:
+    held = hold_out(digits)
+    assert len(held.test) == 1497 // 12 == len(held.test_labels) and "124 of train held out" in held.name
+    assert torch.equal(torch.cat([held.train, held.test]), digits.train)
+    assert torch.equal(torch.cat([held.train_labels, held.test_labels]), digits.train_labels)
+    assert torch.equal(hold_out(digits, 3).test, digits.train[-3:])
+    for bad in (0, 1497, -1, 1.5, "all"):
+        with pytest.raises(ValueError, match="n must be from 1 to 1496"):
+            hold_out(digits, bad)

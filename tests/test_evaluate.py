@@ -247,3 +247,27 @@ def test_bad_input_gets_a_clear_error() -> None:
     for call in (own_posterior, lambda m, x: importance_log_px(m, x, 5), inference_gap):
         with pytest.raises(ValueError, match=r"\[0, 1\]"):
             call(plane, x + 1)
+
+
+def test_importance_sampling_takes_another_posterior() -> None:
+    model, x = PlanarVAE(d_x=12, hidden=8, D=3, K=2), torch.rand(5, 12)
+    torch.manual_seed(0)
+    own = importance_log_px(model, x, 7)
+    torch.manual_seed(0)
+    same = importance_log_px(model, x, 7, model.encode(x))
+    assert torch.equal(own.log_px, same.log_px)
+    wide = model.encode(x).replace(logvar=torch.full((5, 3), 3.0))
+    exact = importance_log_px(model, x, 40_000)
+    other = importance_log_px(model, x, 40_000, wide)
+    assert (other.error > exact.error).all()
+    assert ((other.log_px - exact.log_px).abs() < 6 * (other.error + exact.error)).all()
+
+
+@pytest.mark.parametrize("family", ["translation", "gaussian"])
+def test_own_parameters_stay_in_the_family(family: str) -> None:
+    model, x = PlanarVAE(d_x=12, hidden=8, K=0 if family == "gaussian" else 3, family=family), torch.rand(3, 12)
+    for start in (None, main_island(model, x)):
+        own = own_posterior(model, x, start, steps=20)
+        assert own.w.shape == (3, 0, 2) and (own.shear is None) == (family == "translation")
+        if family == "gaussian":
+            assert own.shear.abs().min() > 0, "the shear moves"

@@ -307,6 +307,11 @@ def test_budget_chooses_the_epochs(digits: Images, monkeypatch: pytest.MonkeyPat
         ({"weight_decay": None}, ValueError, "weight_decay must be"),
         ({"checkpoint": "no/such/folder/run.pt"}, FileNotFoundError, "checkpoint must lie in an existing folder"),
         ({"schedule": "linear"}, ValueError, "schedule must be one of"),
+        ({"clip": 0.0}, ValueError, "clip must be positive"),
+        ({"clip": float("inf")}, ValueError, "clip must be"),
+        ({"warmup": -1}, ValueError, "warmup must be"),
+        ({"warmup": 0.5}, ValueError, "warmup must be"),
+        ({"binarise": 1}, ValueError, "binarise must be True or False"),
     ],
 )
 def test_bad_settings_get_a_clear_error(few: Images, change: dict, error: type, message: str) -> None:
@@ -329,20 +334,29 @@ def test_bad_data_gets_a_clear_error(few: Images) -> None:
 # --- what the loop does, term by term -----------------------------------------------------------------------------
 
 
-def by_hand(few: Images, epochs: int, lr: float = 1e-3, weight_decay: float = 1e-5, cosine: bool = False) -> tuple:
+def by_hand(
+    few: Images, epochs: int, lr: float = 1e-3, weight_decay: float = 1e-5, cosine: bool = False,
+    clip: float | None = None, warmup: int = 0, binarise: bool = False,
+) -> tuple:  # fmt: skip
     """The training written down a second time, with torch's own schedule; 250 images make batches of 100, 100, 50."""
     model = fresh().double()
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
     steps = 3 * epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
-    x, train_means, test_means = to_float(few.train, torch.float64), [], []
+    x, train_means, test_means, done = to_float(few.train, torch.float64), [], [], 0
     torch.manual_seed(0)
     for _ in range(epochs):
         order, total = torch.randperm(250), torch.zeros(4).double()
         for i in (order[:100], order[100:200], order[200:]):
             optimizer.zero_grad()
-            terms = model(x[i])
-            (-terms.elbo.mean()).backward()
+            terms = model(torch.bernoulli(x[i]) if binarise else x[i])
+            done += 1
+            beta = 1 if done >= 3 * warmup else done / (3 * warmup)
+            (-terms.log_px_z.mean() + beta * terms.kl.mean()).backward()
+            if clip is not None:
+                norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters()))
+                for p in model.parameters():
+                    p.grad *= min(1.0, clip / (norm + 1e-6))
             optimizer.step()
             if schedule is not None:
                 schedule.step()
@@ -356,8 +370,9 @@ def by_hand(few: Images, epochs: int, lr: float = 1e-3, weight_decay: float = 1e
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"lr": 3e-3}, {"weight_decay": 0.05}, {"weight_decay": 0.0}, {"cosine": True, "lr": 5e-3}], ids=str
-)
+    "changes", [{}, {"lr": 3e-3}, {"weight_decay": 0.05}, {"weight_decay": 0.0}, {"cosine": True, "lr": 5e-3},
+     {"clip": 5.0}, {"warmup": 2}, {"binarise": True}], ids=str,
+)  # fmt: skip
 def test_fit_is_the_loop_written_down_a_second_time(few: Images, changes: dict) -> None:
     other, train_means, test_means = by_hand(few, 3, **changes)
     settings = {key: value for key, value in changes.items() if key != "cosine"}

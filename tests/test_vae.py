@@ -412,3 +412,79 @@ def test_a_slice_is_no_image_and_a_tuple_no_posterior() -> None:
 def test_the_gradient_of_a_reconstruction_is_not_lost() -> None:
     model, x = PlanarVAE(d_x=12, hidden=8).double(), torch.rand(1, 12).double()
     assert torch.autograd.gradcheck(model.reconstruct, x.clamp(0.1, 0.9).requires_grad_())
+
+
+# --- the families that are controls ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("D", [1, 2, 5])
+def test_a_full_covariance_is_torchs_own(D: int) -> None:
+    model, x = PlanarVAE(d_x=12, hidden=8, D=D, K=0, family="gaussian").double(), torch.rand(4, 12).double()
+    posterior = model.encode(x)
+    lower = torch.eye(D).double().repeat(4, 1, 1)
+    rows, columns = torch.tril_indices(D, D, -1)
+    if D > 1:
+        lower[:, rows, columns] = posterior.shear
+    truth = torch.distributions.MultivariateNormal(
+        posterior.mu, scale_tril=lower @ torch.diag_embed(torch.exp(0.5 * posterior.logvar))
+    )
+    zK, log_q0, sum_ladj = posterior.rsample((20_000,))
+    assert torch.allclose(log_q0 - sum_ladj, truth.log_prob(zK)) and torch.allclose(
+        posterior.log_prob(zK[:5]), truth.log_prob(zK[:5])
+    )
+    for i in range(4):
+        assert torch.allclose(torch.cov(zK[:, i].T).reshape(D, D), truth.covariance_matrix[i], rtol=0.1, atol=0.06)
+    assert posterior.map(torch.clone) == posterior == posterior.replace() and posterior.without_steps() == posterior
+    assert posterior.image(-1).shear.shape == (1, D * (D - 1) // 2)
+    if D > 1:
+        assert posterior.replace(shear=None) != posterior
+        bound = model(x)
+        (slope,) = torch.autograd.grad(bound.loss, model.heads.bias)
+        assert slope[2 * D :].abs().min() > 0, "the shear is not trained"
+
+
+@pytest.mark.parametrize("D", [1, 2, 5])
+def test_a_translation_is_planar_steps_with_w_zero(D: int) -> None:
+    torch.manual_seed(3)
+    model, x = PlanarVAE(d_x=12, hidden=8, D=D, K=4, family="translation"), torch.rand(6, 12)
+    torch.manual_seed(3)
+    planar = PlanarVAE(d_x=12, hidden=8, D=D, K=4)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), planar.parameters(), strict=True))
+    flowing = planar.encode(x)
+    still = flowing.replace(w=torch.zeros_like(flowing.w))
+    torch.manual_seed(5)
+    by_steps = still.rsample((7,))
+    torch.manual_seed(5)
+    at_once = model.encode(x).rsample((7,))
+    for one, other in zip(by_steps, at_once, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    assert not at_once[2].any() and model.encode(x).w.shape == (6, 0, D)
+    assert not torch.allclose(model.encode(x).mu, flowing.mu, atol=1e-3)
+
+
+def test_several_hidden_layers_and_dropout() -> None:
+    model, x = PlanarVAE(d_x=12, hidden=(9, 7), D=2, K=1, dropout=0.5), torch.rand(500, 12)
+    assert [layer.out_features for layer in model.encoder if hasattr(layer, "out_features")] == [9, 7]
+    assert [layer.out_features for layer in model.decoder if hasattr(layer, "out_features")] == [7, 9, 12]
+    assert model.settings["hidden"] == (9, 7) and "dropout=0.5" in repr(model)
+    assert model.encode(x) != model.encode(x), "in train() pixels are dropped"
+    model.eval()
+    assert model.encode(x) == model.encode(x)
+    torch.manual_seed(0)
+    one = PlanarVAE(hidden=(500,))
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), PlanarVAE().parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"family": "iaf"}, "family must be one of"), ({"family": "gaussian"}, "with K = 0"),
+        ({"dropout": 1.0}, "dropout must"), ({"dropout": -0.1}, "dropout must"), ({"dropout": "a"}, "dropout must"),
+        ({"dropout": float("nan")}, "dropout must be"), ({"hidden": ()}, "hidden layers must be"),
+        ({"hidden": (5, 0)}, "hidden must"), ({"hidden": (5.0,)}, "hidden must"), ({"hidden": "500"}, "hidden must"),
+    ],
+)  # fmt: skip
+def test_bad_families_layers_and_dropout_get_a_clear_error(bad: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PlanarVAE(**bad)

@@ -1,0 +1,103 @@
+"""The command line: python -m planar_helpers train | evaluate | sweep."""
+
+import argparse
+import json
+import re
+import sys
+from ast import literal_eval
+from typing import Any, NoReturn
+
+from planar_helpers import sweep
+
+HELP = {
+    "data": "mnist, digits (embedded, small), or auto",
+    "family": "of q: planar, or a control: translation (w = 0), gaussian (full covariance, K = 0)",
+    "K": "number of planar steps",
+    "constraint": "whose û: shifted or paper",
+    "D": "latent dimensions",
+    "hidden": "units of the hidden layers, such as 500 or 500x500",
+    "dropout": "share of pixels that the encoder does not see while it trains",
+    "epochs": "passes over the training images",
+    "batch_size": "images a step",
+    "lr": "Adam's step size",
+    "weight_decay": "Adam's weight decay",
+    "schedule": "of the step size: constant, or cosine (to 0)",
+    "clip": "largest norm of the gradient, or none",
+    "warmup": "epochs in which the KL's weight rises to 1",
+    "binarise": "yes: binary pixels, drawn anew at each step",
+    "seed": "of the weights and of everything drawn",
+}
+ABOUT = {
+    "train": "Train one planar-flow VAE, and write its history. A training that was interrupted goes on.",
+    "evaluate": "Train one, if that is not done, measure it on the test images, and print and write what was found.",
+    "sweep": "As train (with --test: as evaluate) for each combination of the values given, on all cores or a cluster.",
+}
+
+
+class OneLine(argparse.ArgumentParser):
+    """Says in one line what is wrong, and exits with code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave."""
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
+def values(text: str) -> list[Any]:
+    """Return the values that an option lists: "0,3,16", "0-4" for five seeds, "500x500" for two layers, words."""
+    found: list[Any] = []
+    for word in text.split(","):
+        if re.fullmatch(r"\d+-\d+", word):
+            first, last = map(int, word.split("-"))
+            found.extend(range(first, last + 1))
+        elif re.fullmatch(r"\d+(x\d+)+", word):
+            found.append(tuple(map(int, word.split("x"))))
+        else:
+            try:
+                found.append({"yes": True, "no": False, "none": None}[word] if word.isalpha() else literal_eval(word))
+            except (KeyError, ValueError, SyntaxError):
+                found.append(word)  # refused later, with what was expected, unless it is a setting's own word
+    return found
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; what is wrong with it is said in one line, with exit code 2."""
+    parser = OneLine(prog="python -m planar_helpers", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(ABOUT))
+    for command, about in ABOUT.items():
+        one = commands.add_parser(command, help=about, description=about)
+        for name, help_text in HELP.items():
+            default = sweep.DEFAULTS[name]
+            one.add_argument(
+                f"--{name.replace('_', '-')}", dest=name, metavar="VALUES" if command == "sweep" else "VALUE",
+                help=f"{help_text} (default {'no' if default is False else 'none' if default is None else default})",
+            )  # fmt: skip
+        if command == "sweep":
+            one.add_argument("--test", action="store_true", help="measure each run on the test images, too")
+            one.add_argument("--jobs", type=int, default=-1, help="runs at a time (default -1: one a core)")
+            one.add_argument("--scheduler", help="address of a Dask scheduler, such as tcp://host:8786")
+    arguments = parser.parse_args(words)
+    try:
+        given = {name: getattr(arguments, name) for name in HELP}
+        arguments.runs = sweep.combinations({name: values(text) for name, text in given.items() if text is not None})
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
+    if arguments.command != "sweep" and len(arguments.runs) > 1:
+        parser.error(f"{arguments.command} makes one run, and these are {len(arguments.runs)}: use sweep")
+    if arguments.command == "sweep" and arguments.jobs < 1 and arguments.jobs != -1:
+        parser.error(f"--jobs must be at least 1, or -1 for all cores, got {arguments.jobs}")
+    return arguments
+
+
+def main(words: list[str] | None = None) -> int:
+    """Do what the command line asks for; return the exit code."""
+    arguments = parse(words)
+    if arguments.command == "sweep":
+        sweep.sweep(arguments.runs, arguments.test, arguments.jobs, arguments.scheduler)
+    else:
+        path = sweep.run(arguments.runs[0], on_test=arguments.command == "evaluate", progress=True)
+        print(json.dumps(json.loads(path.read_text(encoding="utf-8")).get("results", {}), indent=1), path, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

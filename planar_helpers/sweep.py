@@ -1,0 +1,183 @@
+"""Experiments: runs that differ in their settings, each trained and measured once and kept as one JSON.
+
+Every run holds out a twelfth of the training images, MNIST's last 5 000: settings are chosen on those. The test images
+are looked at only by `measure`, for runs whose settings are chosen.
+"""
+
+import functools
+import json
+import platform
+import time
+from contextlib import ExitStack
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import joblib
+import torch
+from sklearn.model_selection import ParameterGrid
+from torch import Tensor
+from tqdm import tqdm
+
+from planar_helpers.data import Images, binarise, hold_out, load_images, to_float
+from planar_helpers.evaluate import importance_log_px, inference_gap, own_posterior
+from planar_helpers.quadrature import exact_log_px, main_island, measuring, repeatable
+from planar_helpers.run import folder, replacing
+from planar_helpers.train import CODE, FIT_DEFAULTS, check_fit, train_or_load
+from planar_helpers.vae import PlanarVAE
+
+Settings = dict[str, Any]
+DEFAULTS: Settings = {
+    "data": "mnist", "family": "planar", "K": 3, "constraint": "shifted", "D": 2, "hidden": 500, "dropout": 0.0,
+    "epochs": 100, **FIT_DEFAULTS, "seed": 0,
+}  # fmt: skip
+DRAWS = 50  # of the ELBO, an image
+OWN = 200  # images that get parameters of their own
+SOME = 2000  # training images
+SAMPLES = 5000  # importance samples, an image, where D ≠ 2
+
+
+def combinations(lists: dict[str, list[Any]]) -> list[Settings]:
+    """Return the settings of every combination of the values listed; what is not named has its default.
+
+    The seeds are outermost: a sweep that is stopped half-way has as many of them for each arm, give or take one.
+    Raises ValueError or TypeError for settings that no run can have.
+    """
+    found = []
+    for settings in ParameterGrid({name: lists.get(name, [default]) for name, default in DEFAULTS.items()}):
+        if settings["data"] not in ("mnist", "digits", "auto"):
+            raise ValueError(f"data must be mnist, digits or auto, got {settings['data']!r}")
+        model = PlanarVAE(1, *(settings[name] for name in ("hidden", "D", "K", "constraint", "family", "dropout")))
+        fit_settings = check_fit({name: settings[name] for name in ("epochs", "seed", *FIT_DEFAULTS)})
+        found.append({name: {**settings, **model.settings, **fit_settings}[name] for name in DEFAULTS})
+    return sorted(found, key=itemgetter("seed"))
+
+
+def path_of(settings: Settings) -> Path:
+    """Return where the run's JSON belongs: named by the settings that are not the defaults, under results/runs/."""
+    unusual = {name: value for name, value in settings.items() if value != DEFAULTS[name] or name in ("K", "seed")}
+    words = (f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in unusual.items())
+    return folder("results") / "runs" / f"{'-'.join(words)}.json"
+
+
+def is_done(settings: Settings, on_test: bool) -> bool:
+    """Whether the run's JSON is there, measured on the test images if that is asked for."""
+    path = path_of(settings)
+    return path.is_file() and (not on_test or "results" in json.loads(path.read_text(encoding="utf-8")))
+
+
+def run(settings: Settings, on_test: bool = False, progress: bool = False) -> Path:
+    """Train, and with `on_test` measure, one run on one thread; write its JSON, whole or not at all, and return where.
+
+    What is done already is not done again: a training goes on from its last epoch, a JSON stays. A run whose loss
+    stops being finite is kept, too: it says "failed" in place of a history.
+    """
+    path, threads = path_of(settings), torch.get_num_threads()
+    if is_done(settings, on_test):
+        return path
+    torch.set_num_threads(1)  # so that a run's numbers do not depend on how many run beside it
+    try:
+        start = time.monotonic()
+        images = _images(settings["data"], settings["binarise"])
+        content: dict[str, Any] = {
+            "settings": settings, "data": images.name, "code": CODE.version(), "torch": str(torch.__version__),
+            "python": platform.python_version(), "machine": platform.platform(),
+        }  # fmt: skip
+        try:
+            chosen = {name: value for name, value in settings.items() if name != "data"}
+            model, history = train_or_load(
+                _images(settings["data"], settings["binarise"], True), progress=progress, **chosen
+            )
+        except FloatingPointError as error:
+            content["failed"] = str(error)
+        else:
+            content["history"] = {
+                part: {name: [round(v, 4) for v in values.tolist()] for name, values in terms._asdict().items()}
+                for part, terms in (("train", history.train), ("held out", history.test))
+            }
+            if on_test:
+                content["results"] = measure(model.cpu(), images)
+        content["seconds"] = round(time.monotonic() - start)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n")
+    finally:
+        torch.set_num_threads(threads)
+    return path
+
+
+def sweep(runs: list[Settings], on_test: bool = False, jobs: int = -1, scheduler: str | None = None) -> list[Path]:
+    """Make all runs that are not done yet, `jobs` at a time (−1: one a core), one thread each; return their paths.
+
+    With the address of a Dask scheduler the runs go to its workers, which must see the same folders. A sweep that was
+    killed goes on where it was: the same call again.
+    """
+    todo = [settings for settings in runs if not is_done(settings, on_test)]
+    with ExitStack() as stack:
+        if scheduler is None:
+            stack.enter_context(joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1))
+        else:
+            from dask.distributed import Client  # an extra, needed only here
+
+            stack.enter_context(Client(scheduler))
+            stack.enter_context(joblib.parallel_config("dask"))
+        tasks = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(
+            joblib.delayed(run)(settings, on_test) for settings in todo
+        )
+        for path in tqdm(tasks, total=len(todo), unit="run", disable=not todo):
+            tqdm.write(path.stem)
+    return [path_of(settings) for settings in runs]
+
+
+def measure(model: PlanarVAE, images: Images) -> dict[str, dict[str, Any]]:
+    """Return what is to be known of a trained model, on all test images and on the first 2 000 training images.
+
+    For D = 2: the ELBO (mean of 50 draws), exact log p(x) and the gap, each as [mean, standard error over the images];
+    the gap's median and deciles, and the share of it that the worst 5 % of the images have; on the first 200 test
+    images the approximation gap, from an ascent with the better of two starts. For other D, on the first 1 000 images
+    of each, see `_importance`.
+    """
+    found = {}
+    for part, pixels in (("test", images.test), ("train", images.train[:SOME])):
+        x = to_float(pixels)
+        found[part] = _plane(model, x) if model.D == 2 else _importance(model, x[:1000])
+    if model.D == 2:
+        x = to_float(images.test[:OWN])
+        found["test"]["approximation"] = _mean(inference_gap(model, x, start=main_island(model, x)).approximation)
+    return found
+
+
+def _plane(model: PlanarVAE, x: Tensor) -> dict[str, Any]:
+    with measuring(model), repeatable(x, seed=0):
+        elbo = model.elbo_draws(x, model.encode(x), DRAWS).mean(dim=0)
+    log_px, error = exact_log_px(model, x)
+    gap = log_px - elbo
+    worst = gap.sort(descending=True).values[: -(-len(gap) // 20)]
+    return {
+        "images": len(x), "ELBO": _mean(elbo), "log p(x)": _mean(log_px), "gap": _mean(gap),
+        "deciles of the gap": gap.quantile(torch.linspace(0, 1, 11)).tolist(),
+        "share of the worst 5 %": (worst.sum() / gap.sum()).item(), "largest error of log p(x)": error.max().item(),
+    }  # fmt: skip
+
+
+def _importance(model: PlanarVAE, x: Tensor) -> dict[str, Any]:
+    """The ELBO and importance-sampled log p(x), with the encoder's q and with each image's own, from there."""
+    with measuring(model), repeatable(x, seed=0):
+        found: dict[str, Any] = {"images": len(x), "samples": SAMPLES}
+        encoded = model.encode(x)
+        for name, q in (("encoder", encoded), ("own", own_posterior(model, x, encoded))):
+            found[f"{name}: ELBO"] = _mean(model.elbo_draws(x, q, DRAWS).mean(dim=0))
+            found[f"{name}: log p(x)"] = _mean(importance_log_px(model, x, SAMPLES, q).log_px)
+        return found
+
+
+def _mean(values: Tensor) -> list[float]:
+    """The mean over the images, and its standard error."""
+    return [values.mean().item(), values.std().item() / len(values) ** 0.5]
+
+
+@functools.cache
+def _images(name: str, binary: bool, held_out: bool = False) -> Images:
+    """The data set; with its last training images as test if they are held out; binary test images, drawn once."""
+    images = load_images(name)
+    images = hold_out(images) if held_out else images
+    return images._replace(test=binarise(images).test, name=f"{images.name}, binarised") if binary else images
