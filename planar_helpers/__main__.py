@@ -3,8 +3,11 @@
 import argparse
 import json
 import re
+import shlex
 import sys
 from ast import literal_eval
+from operator import itemgetter
+from pathlib import Path
 from typing import Any, NoReturn
 
 from planar_helpers import sweep
@@ -74,12 +77,19 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         if command == "sweep":
             one.add_argument("--test", action="store_true", help="measure each run on the test images, too")
             one.add_argument("--jobs", type=int, default=-1, help="runs at a time (default -1: one a core)")
+            one.add_argument(
+                "--plan", type=Path, help="file with such options in each line: all its runs are one sweep"
+            )
             one.add_argument("--scheduler", help="address of a Dask scheduler, such as tcp://host:8786")
     arguments = parser.parse_args(words)
     try:
         given = {name: getattr(arguments, name) for name in HELP}
         arguments.runs = sweep.combinations({name: values(text) for name, text in given.items() if text is not None})
-    except (ValueError, TypeError) as error:
+        if getattr(arguments, "plan", None):
+            lines = [line for line in arguments.plan.read_text(encoding="utf-8").splitlines() if line.startswith("--")]
+            planned = (settings for line in lines for settings in parse(["sweep", *shlex.split(line)]).runs)
+            arguments.runs = sorted(planned, key=itemgetter("seed"))
+    except (ValueError, TypeError, OSError) as error:
         parser.error(str(error))
     if arguments.command != "sweep" and len(arguments.runs) > 1:
         parser.error(f"{arguments.command} makes one run, and these are {len(arguments.runs)}: use sweep")
