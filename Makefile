@@ -22,7 +22,7 @@ BUILD ?= $(or $(PLANAR_FIGURES),$(CURDIR)/build)
 CLEAN := env -u PYTHONPATH -u PYTHONWARNINGS -u MPLBACKEND OMP_NUM_THREADS=1 HYPOTHESIS_STORAGE_DIRECTORY="$(BUILD)/hypothesis"
 
 .DEFAULT_GOAL := help
-.PHONY: help environment figures test lab notebooks readme bench mutants browser clean
+.PHONY: help environment figures test lab notebooks readme sweep bench mutants browser clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ notebooks: environment  ## For maintainers: execute in place at the full budget,
 
 readme: environment  ## State the stored numbers and minutes in the READMEs and the notebooks again
 	"$(BIN)/python" notebooks/restate.py
+
+sweep: environment  ## Make the runs behind notebooks 08 and 10 that are not made yet (hours; it can be stopped; JOBS=2)
+	set -e; for plan in figures/results/runs/*.plan; do $(CLEAN) "$(BIN)/python" -m planar_helpers sweep --plan "$$plan" --jobs "$(JOBS)"; done
 
 bench: environment  ## Compare speeds in one run, as ratios
 	"$(BIN)/python" tests/bench.py

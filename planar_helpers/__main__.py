@@ -87,8 +87,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         arguments.runs = sweep.combinations({name: values(text) for name, text in given.items() if text is not None})
         if getattr(arguments, "plan", None):
             lines = [line for line in arguments.plan.read_text(encoding="utf-8").splitlines() if line.startswith("--")]
-            planned = (settings for line in lines for settings in parse(["sweep", *shlex.split(line)]).runs)
-            arguments.runs = sorted(planned, key=itemgetter("seed"))
+            planned = [parse(["sweep", *shlex.split(line)]) for line in lines]
+            arguments.runs = sorted((run for one in planned for run in one.runs), key=itemgetter("seed"))
+            arguments.test |= any(one.test for one in planned)
     except (ValueError, TypeError, OSError) as error:
         parser.error(str(error))
     if arguments.command != "sweep" and len(arguments.runs) > 1:

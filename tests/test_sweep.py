@@ -352,6 +352,35 @@ def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture
         assert f"(default {'no' if default is False else 'none' if default is None else default})" in said
 
 
+def test_a_plan_is_one_sweep_with_the_seeds_outermost(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    plan = tmp_path / "A.plan"
+    plan.write_text("Two arms.\n\n--K 0,16 --seed 0-1 --lr 2e-3\n--family translation --seed 0,1\n", encoding="utf-8")
+    read = command_line.parse(["sweep", "--plan", str(plan)])
+    runs = read.runs
+    assert [(run["seed"], run["family"], run["K"]) for run in runs] == [
+        (seed, *arm) for seed in (0, 1) for arm in (("planar", 0), ("planar", 16), ("translation", 3))
+    ]
+    assert not read.test
+    plan.write_text("--K 0,16\n--K 3 --test\n", encoding="utf-8")
+    assert command_line.parse(["sweep", "--plan", str(plan)]).test, "a plan may ask for the test images"
+    for text, message in (("--K -1", "K must be"), ("--colour red", "--colour"), ("--K '0", "quotation")):
+        plan.write_text(text, encoding="utf-8")
+        with pytest.raises(SystemExit) as left:
+            command_line.parse(["sweep", "--plan", str(plan)])
+        said = capsys.readouterr().err
+        assert left.value.code == 2 and message in said and said.count("\n") == 1
+    with pytest.raises(SystemExit) as left:
+        command_line.parse(["sweep", "--plan", str(tmp_path / "none.plan")])
+    assert left.value.code == 2 and "none.plan" in capsys.readouterr().err
+
+
+def test_the_plans_of_the_repository_can_be_read() -> None:
+    plans = sorted((ROOT / "figures" / "results" / "runs").glob("*.plan"))
+    assert plans
+    for plan in plans:
+        assert len(command_line.parse(["sweep", "--plan", str(plan)]).runs) > 1
+
+
 def test_evaluate_prints_what_it_found(results: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["evaluate", "--data", "digits", "--epochs", "1", "--hidden", "10", "--K", "0"]
     assert command_line.main(words) == 0
