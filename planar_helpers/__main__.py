@@ -28,6 +28,7 @@ HELP = {
     "clip": "largest norm of the gradient, or none",
     "warmup": "epochs in which the KL's weight rises to 1",
     "binarise": "yes: binary pixels, drawn anew at each step",
+    "decoder": "name of a run whose decoder is taken and not trained; {seed} in it stands for the seed",
     "seed": "of the weights and of everything drawn",
 }
 ABOUT = {

@@ -7,7 +7,6 @@ are looked at only by `measure`, for runs whose settings are chosen.
 import functools
 import json
 import platform
-import time
 from contextlib import ExitStack
 from operator import itemgetter
 from pathlib import Path
@@ -23,13 +22,13 @@ from planar_helpers.data import Images, binarise, hold_out, load_images, to_floa
 from planar_helpers.evaluate import importance_log_px, inference_gap, own_posterior
 from planar_helpers.quadrature import exact_log_px, main_island, measuring, repeatable
 from planar_helpers.run import folder, replacing
-from planar_helpers.train import CODE, FIT_DEFAULTS, check_fit, train_or_load
+from planar_helpers.train import CODE, FIT_DEFAULTS, History, check_fit, train_or_load
 from planar_helpers.vae import PlanarVAE
 
 Settings = dict[str, Any]
 DEFAULTS: Settings = {
     "data": "mnist", "family": "planar", "K": 3, "constraint": "shifted", "D": 2, "hidden": 500, "dropout": 0.0,
-    "epochs": 100, **FIT_DEFAULTS, "seed": 0,
+    "epochs": 100, **FIT_DEFAULTS, "decoder": None, "seed": 0,
 }  # fmt: skip
 DRAWS = 50  # of the ELBO, an image
 OWN = 200  # images that get parameters of their own
@@ -50,6 +49,10 @@ def combinations(lists: dict[str, list[Any]]) -> list[Settings]:
         model = PlanarVAE(1, *(settings[name] for name in ("hidden", "D", "K", "constraint", "family", "dropout")))
         fit_settings = check_fit({name: settings[name] for name in ("epochs", "seed", *FIT_DEFAULTS)})
         found.append({name: {**settings, **model.settings, **fit_settings}[name] for name in DEFAULTS})
+        if settings["decoder"] is not None:
+            found[-1]["decoder"] = str(settings["decoder"]).format(seed=settings["seed"])
+            if not _path(found[-1]["decoder"]).is_file():
+                raise ValueError(f"decoder must name a run that is made, without .json, got {found[-1]['decoder']!r}")
     return sorted(found, key=itemgetter("seed"))
 
 
@@ -57,13 +60,18 @@ def path_of(settings: Settings) -> Path:
     """Return where the run's JSON belongs: named by the settings that are not the defaults, under results/runs/."""
     unusual = {name: value for name, value in settings.items() if value != DEFAULTS[name] or name in ("K", "seed")}
     words = (f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in unusual.items())
-    return folder("results") / "runs" / f"{'-'.join(words)}.json"
+    return _path("-".join(words))
+
+
+def _path(name: str) -> Path:
+    return folder("results") / "runs" / f"{name}.json"
 
 
 def is_done(settings: Settings, on_test: bool) -> bool:
     """Whether the run's JSON is there, measured on the test images if that is asked for."""
     path = path_of(settings)
-    return path.is_file() and (not on_test or "results" in json.loads(path.read_text(encoding="utf-8")))
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return "failed" in found or ("results" in found if on_test else "history" in found)
 
 
 def run(settings: Settings, on_test: bool = False, progress: bool = False) -> Path:
@@ -77,17 +85,13 @@ def run(settings: Settings, on_test: bool = False, progress: bool = False) -> Pa
         return path
     torch.set_num_threads(1)  # so that a run's numbers do not depend on how many run beside it
     try:
-        start = time.monotonic()
         images = _images(settings["data"], settings["binarise"])
         content: dict[str, Any] = {
             "settings": settings, "data": images.name, "code": CODE.version(), "torch": str(torch.__version__),
             "python": platform.python_version(), "machine": platform.platform(),
         }  # fmt: skip
         try:
-            chosen = {name: value for name, value in settings.items() if name != "data"}
-            model, history = train_or_load(
-                _images(settings["data"], settings["binarise"], True), progress=progress, **chosen
-            )
+            model, history = trained(settings, progress)
         except FloatingPointError as error:
             content["failed"] = str(error)
         else:
@@ -97,12 +101,21 @@ def run(settings: Settings, on_test: bool = False, progress: bool = False) -> Pa
             }
             if on_test:
                 content["results"] = measure(model.cpu(), images)
-        content["seconds"] = round(time.monotonic() - start)
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n")
+            lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
+            temporary.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8", newline="\n")
     finally:
         torch.set_num_threads(threads)
     return path
+
+
+def trained(settings: Settings, progress: bool = False) -> tuple[PlanarVAE, History]:
+    """Return the run's model and history: loaded if its weights are under runs/, else trained."""
+    chosen = {name: value for name, value in settings.items() if name != "data"}
+    if settings["decoder"] is not None:
+        other = json.loads(_path(settings["decoder"]).read_text(encoding="utf-8"))["settings"]
+        chosen["decoder"] = trained({**DEFAULTS, **other}, progress)[0]
+    return train_or_load(_images(settings["data"], settings["binarise"], held_out=True), progress=progress, **chosen)
 
 
 def sweep(runs: list[Settings], on_test: bool = False, jobs: int = -1, scheduler: str | None = None) -> list[Path]:

@@ -168,6 +168,7 @@ def train_or_load(
     progress: bool = True,
     family: str = "planar",
     dropout: float = 0.0,
+    decoder: PlanarVAE | None = None,
     **fit_settings: Any,
 ) -> tuple[PlanarVAE, History]:
     """Return a trained model and its history: from runs/ if this very run was made before, else by training it.
@@ -177,7 +178,8 @@ def train_or_load(
     seeded, the same either way. A run goes on where it was interrupted, or where a shorter one of a constant step
     ended; on its way it keeps 1, 3, 10, 30, 100, ... epochs. Of two processes that want the same run one trains, one
     waits. A folder that cannot be written to is read; what is not there is trained, and not kept. A disk that fills up
-    meanwhile does not stop the training.
+    meanwhile does not stop the training. With `decoder`, a model of the same sizes, its decoder is taken and stays as
+    it is: only the encoder is trained, so that two kinds of q can be compared at one p(x).
 
     Raises as `PlanarVAE` and `fit`, ValueError for a damaged file under runs/, and RuntimeError if the code that
     trains was replaced after it was imported.
@@ -191,6 +193,9 @@ def train_or_load(
     with torch.device("cpu"):  # whatever default device is in force
         seed_all(seed)
         model = PlanarVAE(images.train.shape[1], hidden, D, K, constraint, family, dropout)
+    if decoder is not None:
+        model.decoder.load_state_dict(decoder.decoder.state_dict())
+        model.decoder.requires_grad_(False)
     model = model.to(pick_device())
     fit_settings = check_fit({**FIT_DEFAULTS, **fit_settings, "epochs": epochs, "seed": seed})
     settings = run_settings(model, images, fit_settings)
@@ -237,7 +242,8 @@ FIT_DEFAULTS = {
 def run_settings(model: PlanarVAE, images: Images, given: dict[str, Any]) -> dict[str, Any]:
     """Return all that decides a run's numbers: equal settings are one run. Raise RuntimeError if code was replaced.
 
-    The epochs belong to it only if the step size depends on them: else a shorter run is the start of a longer one.
+    The epochs belong to it only if the step size depends on them: else a shorter run is the start of a longer one. So
+    do the values of parameters that are not trained.
     """
     settings = {
         **model.settings, "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -245,6 +251,9 @@ def run_settings(model: PlanarVAE, images: Images, given: dict[str, Any]) -> dic
     }  # fmt: skip
     if given["schedule"] == "constant":
         del settings["epochs"]
+    frozen = [parameter.detach() for parameter in model.parameters() if not parameter.requires_grad]
+    if frozen:
+        settings["frozen"] = pixels_version(*frozen)
     return settings
 
 
