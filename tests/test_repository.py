@@ -64,7 +64,7 @@ def test_installing_brings_what_the_package_imports_and_no_more() -> None:
     found = set().union(*map(imported, PACKAGE))
     found -= {"dask"}  # only where a cluster is asked for: the extra [cluster]
     assert names == {PIP_NAMES.get(name, name) for name in found} | {"pillow"}  # Matplotlib writes GIFs with pillow
-    scripts = set().union(*map(imported, (ROOT / "notebooks").glob("*.py"))) - {"execute", "restate"}
+    scripts = set().union(*map(imported, (ROOT / "notebooks").glob("*.py"))) - {"execute", "restate", "stored"}
     extras = {re.split("[<>=]", requirement)[0] for requirement in requirements()["lab"] + requirements()["test"]}
     assert {PIP_NAMES.get(name, name) for name in scripts} - names - extras <= {"jupyter_client"}  # nbclient's own
     assert not extras & names

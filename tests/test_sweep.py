@@ -79,7 +79,8 @@ def test_the_name_has_what_is_unusual_and_equal_settings_have_one_name() -> None
     [
         ({"K": [-1]}, "K must be"), ({"family": ["sylvester"]}, "family must be one of"),
         ({"family": ["gaussian"]}, "with K = 0"), ({"lr": [0]}, "lr must be positive"), ({"epochs": [0]}, "epochs"),
-        ({"dropout": [1.0]}, "dropout must"), ({"hidden": [()]}, "hidden layers must"), ({"data": ["cifar"]}, "data must"),
+        ({"dropout": [1.0]}, "dropout must"), ({"hidden": [()]}, "hidden layers must"),
+        ({"data": ["cifar"]}, "data must"),
         ({"seed": [-1]}, "seed must be"), ({"schedule": ["linear"]}, "schedule must be"),
     ],
 )  # fmt: skip
