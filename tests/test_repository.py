@@ -115,7 +115,7 @@ ALLOWED = {
     "planar": set(), "elbo": set(), "grid": set(), "targets": set(), "checks": set(), "run": set(), "download": {"run"},
     "vae": {"planar", "elbo"}, "quadrature": {"planar", "elbo", "grid", "vae"},
     "evaluate": {"planar", "elbo", "grid", "vae", "quadrature"},
-    "data": {"run", "download"}, "results": {"run"}, "plots": {"results"},
+    "data": {"run", "download"}, "results": {"run"}, "plots": {"grid", "results"},
     "checkpoint": {"planar", "elbo", "vae", "run", "data"},
     "train": {"planar", "elbo", "vae", "run", "data", "checkpoint"},
     "sweep": {"data", "evaluate", "quadrature", "run", "train", "vae"}, "__main__": {"sweep"},
