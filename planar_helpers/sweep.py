@@ -8,7 +8,6 @@ import functools
 import json
 import platform
 import time
-from contextlib import ExitStack
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -88,15 +87,14 @@ def run(settings: Settings, on_test: bool = False, progress: bool = False) -> Pa
             model, history = train_or_load(
                 _images(settings["data"], settings["binarise"], True), progress=progress, **chosen
             )
-        except FloatingPointError as error:
-            content["failed"] = str(error)
-        else:
             content["history"] = {
                 part: {name: [round(v, 4) for v in values.tolist()] for name, values in terms._asdict().items()}
                 for part, terms in (("train", history.train), ("held out", history.test))
             }
             if on_test:
                 content["results"] = measure(model.cpu(), images)
+        except FloatingPointError as error:
+            content["failed"] = str(error)
         content["seconds"] = round(time.monotonic() - start)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n")
@@ -112,14 +110,9 @@ def sweep(runs: list[Settings], on_test: bool = False, jobs: int = -1, scheduler
     killed goes on where it was: the same call again.
     """
     todo = [settings for settings in runs if not is_done(settings, on_test)]
-    with ExitStack() as stack:
-        if scheduler is None:
-            stack.enter_context(joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1))
-        else:
-            from dask.distributed import Client  # an extra, needed only here
-
-            stack.enter_context(Client(scheduler))
-            stack.enter_context(joblib.parallel_config("dask"))
+    cores: dict[str, Any] = {"backend": "loky", "n_jobs": jobs, "inner_max_num_threads": 1}
+    cluster = {"backend": "dask", "scheduler_host": scheduler}  # needs the extra [cluster]
+    with joblib.parallel_config(**(cores if scheduler is None else cluster)):
         tasks = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(
             joblib.delayed(run)(settings, on_test) for settings in todo
         )

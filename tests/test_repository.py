@@ -62,7 +62,6 @@ def imported(path: Path) -> set[str]:
 def test_installing_brings_what_the_package_imports_and_no_more() -> None:
     names = {re.split("[<>=]", requirement)[0] for requirement in requirements()[""]}
     found = set().union(*map(imported, PACKAGE))
-    found -= {"dask"}  # only where a cluster is asked for: the extra [cluster]
     assert names == {PIP_NAMES.get(name, name) for name in found} | {"pillow"}  # Matplotlib writes GIFs with pillow
     scripts = set().union(*map(imported, (ROOT / "notebooks").glob("*.py"))) - {"execute", "restate", "stored"}
     extras = {re.split("[<>=]", requirement)[0] for requirement in requirements()["lab"] + requirements()["test"]}
