@@ -196,7 +196,7 @@ def train_or_load(
     # What is finished is read without the lock: it may lie on a disk that cannot be written to.
     with nullcontext() if run.finished(epochs).is_file() else run.lock():
         history = fit(model, images, checkpoint=run, progress=progress, **fit_settings)
-    seed_all(seed)  # whatever is drawn next does not depend on whether the model was trained or loaded
+    seed_all(seed)  # whatever is drawn next depends on the seed alone, not on how the model came about
     named = f"K = {K}" if K == 0 else f"K = {K}, {constraint} u_hat"
     named = named if family == "planar" else f"{family}, {named}"
     say(f"{named}: {epochs} epochs on {images.name}, seed {seed}, test ELBO {history.test.elbo[-1]:.2f} nats")
