@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-collect_ignore = ["execute.py", "restate.py", "lab.py"]
+collect_ignore = ["execute.py", "restate.py", "stored.py", "lab.py"]
 broken: set[str] = set()
 # What a kernel is started with, whatever the user's own variables say. Tests never write into the gallery.
 KERNEL = {

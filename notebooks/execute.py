@@ -26,8 +26,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]  # the package beside the notebooks, installed or not
 import restate  # noqa: E402
+import stored  # noqa: E402
 
-from planar_helpers import results, run  # noqa: E402
+from planar_helpers import run  # noqa: E402
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT = ("tags", "alt")  # of a cell's metadata
@@ -219,12 +220,12 @@ def main() -> int:
     begin, clock, (before, whose) = (
         time.monotonic(),
         time.time(),
-        results.committed_numbers(ROOT / "figures" / "results"),
+        stored.committed_numbers(ROOT / "figures" / "results"),
     )
     minutes, wrong = execute_all(paths, target, arguments.jobs)
     total = (time.monotonic() - begin) / 60
     if full:
-        lines, missed = results.compare_numbers(before, results.stored_numbers(since=clock))
+        lines, missed = stored.compare_numbers(before, stored.stored_numbers(since=clock))
         print("\n".join([*lines, f"  (compared with {whose})"]))
         wrong += [f"{missed} stored numbers missed their tolerance"] * bool(missed)
     if (arguments.record or (arguments.in_place and full)) and minutes:

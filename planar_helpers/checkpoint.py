@@ -15,7 +15,6 @@ import textwrap
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 from pathlib import Path
@@ -67,27 +66,40 @@ class Checkpoint:
     ) -> int:
         """Restore the run, random stream included, if a file of it is there; return the epoch to go on from.
 
-        Raises ValueError for a damaged file, or one of another or of a longer run.
+        Raises ValueError for a damaged file, or one of another or of a longer run; OSError if it cannot be read.
         """
         path = self.find(epochs)
         if path is None:
             return 0
-        restore(path, settings, model, means, optimizer)
-        if len(means["train"]) > epochs:
-            raise ValueError(
-                f"checkpoint {path.name} is of another run: it has {len(means['train'])} epochs, "
-                f"more than the {epochs} asked for"
-            )
-        return len(means["train"])
+        content = io.BytesIO(path.read_bytes())
+        try:
+            if zipfile.ZipFile(content).testzip() is not None:  # torch.load does not look at the checksums
+                raise ValueError("a checksum differs")
+            content.seek(0)
+            state = torch.load(content, map_location="cpu", weights_only=True)  # never unpickles: it may be anyone's
+            there, length = state["settings"], len(state["means"]["train"])
+            names = [name for name in sorted({**there, **settings}) if there.get(name) != settings.get(name)]
+            different = [f"{name} is {there.get(name)!r} there, {settings.get(name)!r} here" for name in names]
+            different += [f"it has {length} epochs, more than the {epochs} asked for"] * (length > epochs)
+            if not different:
+                model.load_state_dict(state["model"])
+                optimizer.load_state_dict(state["optimizer"])
+                means.update({part: [row.clone() for row in state["means"][part]] for part in ("train", "test")})
+                cpu, *cuda = state["rng"]
+                torch.set_rng_state(cpu)
+                torch.cuda.set_rng_state_all(cuda[: torch.cuda.device_count()])
+        except DAMAGE as error:
+            raise ValueError(f"checkpoint {path} is damaged: delete it and train again") from error
+        if different:
+            raise ValueError(f"checkpoint {path.name} is of another run: {', '.join(different)}")
+        return length
 
     def save(self, settings: State, model: nn.Module, optimizer: Any, means: dict[str, list[Tensor]]) -> None:
         """Keep all that the run needs to go on to the same bits."""
-        if self.path is None:
-            return
         state = {
             "settings": settings,
             "means": {part: torch.stack(values) for part, values in means.items()},
-            "rng": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])],
+            "rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
         }
@@ -102,7 +114,6 @@ class Run(Checkpoint):
 
     def __init__(self, folder: Path, name: str, asked: int) -> None:
         self.folder, self.name, self.asked = folder.absolute(), name, asked
-        self.path = self.finished(asked)
         self.writable = True
 
     def finished(self, epochs: int) -> Path:
@@ -112,11 +123,9 @@ class Run(Checkpoint):
     def find(self, epochs: int) -> Path | None:
         """Return the file of the most epochs that are not more than those asked for, if there is one."""
         lengths = {length: path for length, path in self._files() if length <= epochs}
-        if not lengths:
-            return None
-        path = lengths[max(lengths)]
-        if path == self.finished(epochs).with_suffix(".unfinished") and self.writable:
-            path = path.replace(self.finished(epochs))  # what a longer run left behind is now asked for
+        path = lengths[max(lengths)] if lengths else None
+        if path is not None and path == self.finished(epochs).with_suffix(".unfinished") and self.writable:
+            path = path.replace(self.finished(epochs))  # what a longer run left unfinished is now asked for
         return path
 
     def keep(self, state: State, epochs: int) -> None:
@@ -149,43 +158,11 @@ class Run(Checkpoint):
         self.writable = False
         say(f"{self.folder} cannot be written to ({_reason(error)}): what is trained from here on is not kept")
 
-    def _files(self) -> Iterator[tuple[int, Path]]:
-        """Yield (epochs, file) of all that is there, unfinished before finished."""
-        for suffix in (".unfinished", ".pt"):
-            for path in sorted(self.folder.glob(f"{self.name}-*{suffix}")):
-                length = path.stem.removeprefix(f"{self.name}-")
-                if length.isdecimal() and path.is_file():
-                    yield int(length), path
-
-
-def restore(
-    path: Path, settings: State, model: nn.Module, means: dict[str, list[Tensor]], optimizer: Any = None
-) -> None:
-    """Read a file that `Checkpoint.save` wrote into model and means; with an optimizer, to go on training.
-
-    Raises ValueError if the file is damaged, or of another run than these settings say; OSError if it cannot be read.
-    """
-    content = io.BytesIO(path.read_bytes())
-    try:
-        if zipfile.ZipFile(content).testzip() is not None:  # torch.load does not look at the checksums
-            raise ValueError("a checksum differs")
-        content.seek(0)
-        state = torch.load(content, map_location="cpu", weights_only=True)  # never unpickles: it may come from anyone
-        different = sorted(k for k in {**state["settings"], **settings} if state["settings"].get(k) != settings.get(k))
-        if not different:
-            model.load_state_dict(state["model"])
-            means.update({part: [row.clone() for row in state["means"][part]] for part in ("train", "test")})
-            if optimizer is not None:
-                optimizer.load_state_dict(state["optimizer"])
-                cpu, *cuda = state["rng"]
-                torch.set_rng_state(cpu)
-                if cuda and torch.cuda.is_available():
-                    torch.cuda.set_rng_state_all(cuda)
-    except DAMAGE as error:
-        raise ValueError(f"checkpoint {path} is damaged: delete it and train again") from error
-    if different:
-        told = ", ".join(f"{k} is {state['settings'].get(k)!r} there, {settings.get(k)!r} here" for k in different)
-        raise ValueError(f"checkpoint {path.name} is of another run: {told}")
+    def _files(self) -> list[tuple[int, Path]]:
+        """Return (epochs, file) of all that is there, unfinished before finished."""
+        paths = [path for end in ("unfinished", "pt") for path in self.folder.glob(f"{self.name}-*.{end}")]
+        lengths = [path.stem.removeprefix(f"{self.name}-") for path in paths]
+        return [(int(length), path) for length, path in zip(lengths, paths, strict=True) if length.isdecimal()]
 
 
 def run_name(settings: State) -> str:
@@ -206,31 +183,30 @@ class Code:
     """
 
     def __init__(self, *things: Any, **constants: float) -> None:
-        self._captured: dict[str, Any] = {thing.__qualname__: bytecode(thing) for thing in things}
-        self._constants = constants
+        named = {thing.__qualname__: thing for thing in things}
+        self._captured = {name: bytecode(thing) for name, thing in {**named, **constants}.items()}
         self._modules = sorted({thing.__module__ for thing in things})
-        sources = sorted(f"{thing.__qualname__}\n{bare(inspect.getsource(thing))}" for thing in things)
+        sources = [f"{name}\n{bare(inspect.getsource(thing))}" for name, thing in sorted(named.items())]
         lines = [*sources, *(f"{name} = {value!r}" for name, value in sorted(constants.items()))]
         self._version = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def version(self) -> str:
         """Return the digest of the source. Raise RuntimeError if something that was captured is other code by now."""
-        for module in (sys.modules[name] for name in self._modules):
-            captured = ((name, code) for name, code in self._captured.items() if name.split(".")[0] in vars(module))
-            changed = [name for name, code in captured if bytecode(attrgetter(name)(module)) != code]
-            changed += [name for name, value in self._constants.items() if vars(module).get(name, value) != value]
-            if changed:
-                raise RuntimeError(
-                    f"{changed[0]} in {module.__name__} is not what was imported, and a model trained with it would be "
-                    "filed under a wrong name: restart Python"
-                )
+        for name in self._modules:
+            module = sys.modules[name]
+            for thing, code in self._captured.items():
+                if thing.split(".")[0] in vars(module) and bytecode(attrgetter(thing)(module)) != code:
+                    raise RuntimeError(
+                        f"{thing} in {name} is not what was imported, and a model trained with it would be filed under "
+                        "a wrong name: restart Python"
+                    )
         return self._version
 
 
 def bytecode(thing: Any) -> list[Any]:
-    """Return what runs when a function, a decorated one, a property or a class is used, to compare it later."""
-    if thing is None:
-        return []
+    """Return what runs when a function, a decorated one, a property or a class is used; a number, as it is."""
+    if thing is None or isinstance(thing, float):
+        return [thing]
     if isinstance(thing, type):
         return [code for member in vars(thing).values() for code in bytecode(member)]
     function: Any = getattr(thing, "fget", None) or getattr(thing, "__func__", None) or thing

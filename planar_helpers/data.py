@@ -46,9 +46,10 @@ def load_images(name: str = "auto", root: str | Path | None = None) -> Images:
     if name not in ("auto", "mnist", "digits"):
         raise ValueError(f'name must be "auto", "mnist" or "digits", got {name!r}')
     place = folder("data") if root is None else Path(root).expanduser()
-    source = "PLANAR_DATA" if root is None else "root"
     if not place.is_dir() and (root is not None or os.environ.get("PLANAR_DATA")):  # data/ itself may be missing
-        raise FileNotFoundError(f"{source} must name an existing folder, got {str(place)!r}")
+        raise FileNotFoundError(
+            f"{'PLANAR_DATA' if root is None else 'root'} must name an existing folder, got {str(place)!r}"
+        )
     images = _load_digits() if name == "digits" else _load_mnist(place, or_digits=name == "auto")
     say(f"{images.name}: {len(images.train)} training and {len(images.test)} test images")
     return images
@@ -175,8 +176,9 @@ def _read(name: str, paths: list[Path]) -> bytes:
 
 def _as_images(contents: dict[str, bytes]) -> Images:
     """Read the four IDX files: their headers have 16 bytes before the images, and 8 before the labels."""
-    files = (torch.from_numpy(np.frombuffer(contents[name], np.uint8).copy()) for name in MNIST_MD5)
-    train, train_labels, test, test_labels = files
+    train, train_labels, test, test_labels = (
+        torch.from_numpy(np.frombuffer(contents[name], np.uint8).copy()) for name in MNIST_MD5
+    )
     return Images(
         train[16:].view(-1, 784), train_labels[8:].long(), test[16:].view(-1, 784), test_labels[8:].long(), "MNIST"
     )

@@ -55,7 +55,7 @@ def importance_log_px(model: PlanarVAE, x: Tensor, n_samples: int, posterior: Fl
     with measuring(model):
         for i in torch.arange(len(x), device=x.device).split(max(1, DRAWS_AT_ONCE // n_samples)):
             q = model._encode(x[i]) if posterior is None else posterior.map(itemgetter(i))
-            log_weights = model._elbo_draws(x[i], q, n_samples).double()
+            log_weights = model.elbo_draws(x[i], q, n_samples).double()
             log_mean = torch.logsumexp(log_weights, dim=0) - math.log(n_samples)
             # relative to the mean weight; without any weight there is no mean to compare with
             weights = (log_weights - log_mean).exp()
@@ -86,8 +86,30 @@ def own_posterior(
     check_model(model)
     check_no_gradient(x)
     model.check_images(x)
-    _check_ascent(model, x, start, steps, n_samples)
-    return _own_posterior(model, x, start, steps, lr, n_samples, seed)
+    check_int("steps", steps, least=0)
+    check_int("n_samples", n_samples, least=1)
+    if start is not None and (not isinstance(start, FlowPosterior) or start.mu.dtype != x.dtype):
+        raise TypeError(f"start must be a FlowPosterior of {x.dtype}, got {start!r}")
+    if start is not None and start.mu.shape != (len(x), model.D):
+        raise ValueError(f"start must be of {len(x)} images and D = {model.D}, got mu {tuple(start.mu.shape)}")
+    with measuring(model):
+        start = model._encode(x) if start is None else start
+    with torch.inference_mode(False):
+        # What was made in inference mode takes part in no gradient: copies do.
+        x = x.detach().clone() if x.is_inference() else x.detach()
+        model = copy.deepcopy(model) if any(p.is_inference() for p in model.parameters()) else model
+        own = start.map(lambda field: field.detach().clone().requires_grad_())
+        optimizer = torch.optim.Adam(own.tensors, lr=lr)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+        with measuring(model), torch.enable_grad(), repeatable(x, seed):
+            for _ in range(steps):
+                elbo = model.elbo_draws(x, own, n_samples)
+                optimizer.zero_grad()
+                # only the images' own parameters move: no gradient is taken in the model's
+                (-elbo.mean(0).sum()).backward(inputs=own.tensors)
+                optimizer.step()
+                scheduler.step()
+    return own.detach()
 
 
 def inference_gap(
@@ -117,45 +139,11 @@ def inference_gap(
     """
     check_plane(model, x, "inference_gap")
     check_int("n_eval", n_eval, least=1)
-    _check_ascent(model, x, start, steps, n_samples)
-    starts = [None] if start is None else [None, start]
-    own = [_own_posterior(model, x, one, steps, lr, n_samples, seed) for one in starts]
+    starts = [None] if start is None else [start, None]  # a start that does not fit is refused at once
+    own = [own_posterior(model, x, one, steps, lr, n_samples, seed) for one in starts]
     with measuring(model), repeatable(x, seed + 1):
         log_px = _exact_log_px(model, x, TOLERANCE).log_px
-        posteriors = model._encode(x), *own
-        before, *after = (model._elbo_draws(x, posterior, n_eval).mean(dim=0) for posterior in posteriors)
+        posteriors = model._encode(x), *reversed(own)
+        before, *after = (model.elbo_draws(x, posterior, n_eval).mean(dim=0) for posterior in posteriors)
         best = torch.stack(after).amax(dim=0)
         return InferenceGap(log_px - before, log_px - best, best - before)
-
-
-def _check_ascent(model: PlanarVAE, x: Tensor, start: FlowPosterior | None, steps: int, n_samples: int) -> None:
-    check_int("steps", steps, least=0)
-    check_int("n_samples", n_samples, least=1)
-    if start is not None and (not isinstance(start, FlowPosterior) or start.mu.dtype != x.dtype):
-        raise TypeError(f"start must be a FlowPosterior of {x.dtype}, got {start!r}")
-    if start is not None and start.mu.shape != (len(x), model.D):
-        raise ValueError(f"start must be of {len(x)} images and D = {model.D}, got mu {tuple(start.mu.shape)}")
-
-
-def _own_posterior(
-    model: PlanarVAE, x: Tensor, start: FlowPosterior | None, steps: int, lr: float, n_samples: int, seed: int
-) -> FlowPosterior:
-    with measuring(model):
-        start = model._encode(x) if start is None else start
-    with torch.inference_mode(False):
-        # What was made in inference mode takes part in no gradient: copies do.
-        x = x.detach().clone() if x.is_inference() else x.detach()
-        model = copy.deepcopy(model) if any(p.is_inference() for p in model.parameters()) else model
-        own = start.map(lambda field: field.detach().clone().requires_grad_())
-        optimizer = torch.optim.Adam(own.tensors, lr=lr)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
-        with measuring(model), torch.enable_grad(), repeatable(x, seed):
-            for _ in range(steps):
-                elbo = model._elbo_draws(x, own, n_samples)
-                # only the images' own parameters move: no gradient is taken in the model's
-                slopes = torch.autograd.grad(-elbo.mean(0).sum(), own.tensors, materialize_grads=True)
-                for field, slope in zip(own.tensors, slopes, strict=True):
-                    field.grad = slope
-                optimizer.step()
-                scheduler.step()
-    return own.detach()

@@ -30,7 +30,7 @@ def log_mass(z: Tensor, log_density: Tensor) -> Tensor:
     >>> abs(log_mass(z, -0.5 * (z**2).sum(-1) - 1.8378770664).item()) < 1e-9
     True
     """
-    cell = _cell(z, log_density)
+    cell = cell_area(z, log_density)
     return torch.logsumexp(log_density.flatten(-2), dim=-1) + torch.log(cell)
 
 
@@ -49,33 +49,33 @@ def kl_on_grid(z: Tensor, log_q: Tensor, log_p: Tensor) -> Tensor:
     >>> round(kl_on_grid(z, log_p - 1.8378770664, log_p - 0.5 * (z[..., 0] - 1) ** 2 + 0.5 * z[..., 0] ** 2).item(), 6)
     0.5
     """
-    log_mass_q = log_mass(z, log_q)
-    mass = log_mass_q.exp()
+    mass = log_mass(z, log_q).exp()
     if not bool(((mass >= LEAST_MASS) & (mass <= MOST_MASS)).all()):
         raise ValueError(
             f"log_q must be a density that z holds, of mass {LEAST_MASS} to {MOST_MASS}, got mass "
             f"{[round(one, 4) for one in mass.flatten().tolist()]}: take a wider grid, or a finer one"
         )
-    log_q = log_q - log_mass_q[..., None, None]
-    log_p = log_p - log_mass(z, log_p)[..., None, None]
-    cell = _cell(z, log_p)
+    cell_area(z, log_p)
+    # Each cell's share of the mass: the cells are equal, so their area cancels.
+    log_q, log_p = (torch.log_softmax(values.flatten(-2), dim=-1) for values in (log_q, log_p))
     q = log_q.exp()
     # where q is 0 its share is 0, even if log q is −∞
-    return torch.where(q > 0, q * (log_q - log_p), 0.0).sum(dim=(-2, -1)) * cell
+    return torch.where(q > 0, q * (log_q - log_p), 0.0).sum(dim=-1)
 
 
-def _cell(z: Tensor, *log_densities: Tensor) -> Tensor:
-    """The area of a cell, after a look at whether z is a grid, evenly spaced, and fits the densities."""
+def cell_area(z: Tensor, *log_densities: Tensor) -> Tensor:
+    """Return the area of a cell of the grid z (n, n, 2); log densities are to be (..., n, n).
+
+    Raises TypeError for what is no tensor, ValueError for other shapes, and for points that are no such grid.
+    """
     for name, values in (("z", z), *(("log_density", values) for values in log_densities)):
         if not isinstance(values, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}")
     if z.dim() != 3 or min(z.shape) < 2 or z.shape[-1] != 2 or any(v.shape[-2:] != z.shape[:2] for v in log_densities):
-        shapes = [tuple(values.shape) for values in log_densities]
-        raise ValueError(f"z must have shape (n, n, 2) and log_density (..., n, n), got {tuple(z.shape)} and {shapes}")
-    steps = (z[-1, -1] - z[0, 0]) / z.new_tensor([z.shape[1] - 1, z.shape[0] - 1])
-    across = z[0, 0, 0] + steps[0] * torch.arange(z.shape[1], dtype=z.dtype, device=z.device)
-    up = z[0, 0, 1] + steps[1] * torch.arange(z.shape[0], dtype=z.dtype, device=z.device)
-    even = torch.stack(torch.meshgrid(across, up, indexing="xy"), dim=-1)
-    if not bool(((z - even).abs() < 0.01 * steps).all()):
-        raise ValueError("z must be a grid as plane_grid builds it: z[i, j] = (z_1[j], z_2[i]), rising in even steps")
-    return (z[0, 1, 0] - z[0, 0, 0]) * (z[1, 0, 1] - z[0, 0, 1])
+        shapes = ", ".join(str(tuple(values.shape)) for values in (z, *log_densities))
+        raise ValueError(f"z must have shape (n ≥ 2, n ≥ 2, 2) and log_density (..., n, n), got {shapes}")
+    step = (z[-1, -1] - z[0, 0]) / z.new_tensor([z.shape[1] - 1, z.shape[0] - 1])
+    across, up = torch.diag(step)  # (Δz_1, 0) from column to column, (0, Δz_2) from row to row
+    if not all(((z.diff(dim=dim) - one).abs() < 0.01 * step).all() for dim, one in ((1, across), (0, up))):
+        raise ValueError("z must be a grid as grid.plane_grid builds it: z[i, j] = (z_1[j], z_2[i]), rising evenly")
+    return step.prod()

@@ -388,13 +388,13 @@ def check_constraint(constraint: str) -> None:
 
 def _check_tensors(**tensors: Tensor) -> None:
     """Raise TypeError unless all are float32 or all float64 tensors on one device."""
-    for name, tensor in tensors.items():
-        found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        if found not in (torch.float32, torch.float64):  # half precision is too coarse for log|det|
-            raise TypeError(f"{name} must be a float32 or float64 torch.Tensor, got {found}")
-    kinds = {name: f"{tensor.dtype} on {tensor.device}" for name, tensor in tensors.items()}
-    if len(set(kinds.values())) > 1:
-        raise TypeError(f"{', '.join(tensors)} must share one dtype and one device, got {kinds}")
+    fine = all(isinstance(t, Tensor) and t.dtype in (torch.float32, torch.float64) for t in tensors.values())
+    found = {k: f"{t.dtype} on {t.device}" if isinstance(t, Tensor) else type(t).__name__ for k, t in tensors.items()}
+    if not fine or len(set(found.values())) > 1:  # half precision is too coarse for log|det|
+        raise TypeError(
+            f"{', '.join(tensors)} must be float32 or float64 torch.Tensors that share one dtype and one device, "
+            f"got {', '.join(f'{name} {kind}' for name, kind in found.items())}"
+        )
 
 
 def _check_parameters(w: Tensor, u: Tensor, b: Tensor) -> None:

@@ -8,10 +8,9 @@ draws in that style by itself, whatever settings are in force, and `use_style()`
 Every function takes tensors, with gradients or on another device, and NumPy arrays alike.
 """
 
-import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,6 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from planar_helpers.grid import cell_area
 from planar_helpers.results import STYLE
 
 COLOURS = {
@@ -35,8 +35,7 @@ COLOURS = {
 }
 DIGIT_CMAP = plt.get_cmap("tab10")
 Values = Tensor | ArrayLike
-P = ParamSpec("P")
-R = TypeVar("R")
+_styled = plt.style.context(STYLE)  # a decorator: draws in the project's style, and leaves the settings as they were
 
 
 def use_style() -> None:
@@ -50,31 +49,16 @@ def use_style() -> None:
         shell.run_line_magic("matplotlib", "inline")
 
 
-def _styled(function: Callable[P, R]) -> Callable[P, R]:
-    """Draw in the project's style, and leave the settings as they were."""
-
-    @functools.wraps(function)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
-        with plt.style.context(STYLE):
-            return function(*args, **kwargs)
-
-    return drawn
-
-
 def _array(name: str, values: Values, *shape: Any) -> np.ndarray:
     """Return values as a float64 array of that shape, where a letter stands for any size, and ... for any shape."""
     if isinstance(values, Tensor):
-        values = values.detach().cpu() if values.is_complex() else values.detach().cpu().double().numpy()
+        values = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float64)).numpy()
     try:
-        if np.iscomplexobj(values):
-            raise TypeError
-        array = np.asarray(values, dtype=np.float64)
+        array = np.asarray(values).astype(np.float64, casting="same_kind")  # refuses complex numbers, words, objects
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must hold real numbers, got {type(values).__name__}") from None
-    if shape == (...,):
-        return array
     fits = [wanted in (size, str(wanted)) for wanted, size in zip(shape, array.shape, strict=False)]
-    if len(shape) != array.ndim or not all(fits):
+    if shape != (...,) and (len(shape) != array.ndim or not all(fits)):
         raise ValueError(f"{name} must be ({', '.join(map(str, shape))}), got shape {array.shape}")
     return array
 
@@ -105,8 +89,7 @@ def show_density(
     half = (high - low) / (2 * (np.array(density.shape[::-1]) - 1))  # a grid point is the middle of its pixel
     extent = (low[0] - half[0], high[0] + half[0], low[1] - half[1], high[1] + half[1])
     ax.imshow(density, extent=extent, vmin=0, vmax=vmax, aspect="equal", origin="lower", cmap="viridis")
-    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), title=title)
-    ax.set(xlabel=f"${symbol}_1$", ylabel=f"${symbol}_2$")
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel=f"${symbol}_1$", ylabel=f"${symbol}_2$", title=title)
 
 
 @_styled
@@ -202,12 +185,11 @@ def image_grid(ax: Axes, images: Values, columns: int = 10, padding: int = 5, ti
 
     Raises ValueError for images of another size, for none, and for pixels that are neither.
     """
-    pixels = _array("images", images, ...)
+    white = 255 if str(getattr(images, "dtype", "")).endswith("uint8") else 1
+    pixels = _array("images", images, ...) / white
     single = pixels.shape[-1:] == (784,) or pixels.shape[-2:] == (28, 28)
     if not single or pixels.size == 0:
         raise ValueError(f"images must be (N, 784), each 28 × 28, with N ≥ 1, got shape {pixels.shape}")
-    if str(getattr(images, "dtype", "")).endswith("uint8"):
-        pixels = pixels / 255
     if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(f"images must lie in [0, 1], got values from {pixels.min():.3g} to {pixels.max():.3g}")
     for name, given, least in (("columns", columns, 1), ("padding", padding, 0)):
@@ -223,10 +205,9 @@ def image_grid(ax: Axes, images: Values, columns: int = 10, padding: int = 5, ti
 @_styled
 def show_curves(ax: Axes, train: Values, test: Values, title: str, colour: str) -> None:
     """Draw one quantity by epoch, train and test (epochs,): train thin and pale, test full."""
-    styles: tuple[dict[str, Any], ...] = ({"alpha": 0.45, "lw": 1.2}, {})
-    for (label, values), style in zip((("train", train), ("test", test)), styles, strict=True):
+    for label, values, alpha, width in (("train", train, 0.45, 1.2), ("test", test, None, None)):
         curve = _array(label, values, "epochs")
-        ax.plot(np.arange(1, len(curve) + 1), curve, color=colour, label=label, **style)
+        ax.plot(np.arange(1, len(curve) + 1), curve, color=colour, label=label, alpha=alpha, lw=width)
     ax.set(xlabel="epoch", ylabel="nats per image", title=title)
 
 
@@ -256,11 +237,6 @@ def animate(draw: Callable[[int], Any], frames: int, fig: Figure) -> FuncAnimati
 def _grid_and_density(z: Values, log_density: Values) -> tuple[np.ndarray, np.ndarray]:
     """The grid (G, H, 2) and exp(log_density) (G, H), after a look at whether z is a grid that can be drawn."""
     grid = _array("z", z, "G", "H", 2)
-    if min(grid.shape[:2]) < 2:
-        raise ValueError(f"z must have two points or more in each direction, got shape {grid.shape}")
-    (low, high), (rows, columns) = (grid[0, 0], grid[-1, -1]), grid.shape[:2]
-    even = np.stack(np.meshgrid(np.linspace(low[0], high[0], columns), np.linspace(low[1], high[1], rows)), -1)
-    cell = (high - low) / (columns - 1, rows - 1)
-    if not ((cell > 0).all() and (np.abs(grid - even) < 0.01 * cell).all()):
-        raise ValueError("z must be a grid as grid.plane_grid builds it: z[i, j] = (z_1[j], z_2[i]), evenly spaced")
-    return grid, np.exp(_array("log_density", log_density, *grid.shape[:2]))
+    density = np.exp(_array("log_density", log_density, *grid.shape[:2]))
+    cell_area(torch.from_numpy(grid))
+    return grid, density

@@ -1,10 +1,9 @@
-"""Where a figure and a number go, and how numbers of two runs are compared: the one way from a run to a file."""
+"""Where a figure and a number go: the one way from a run to a file."""
 
 import json
 import math
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,9 +22,10 @@ def figure_path(name: str, data: str | None = None, budget_matters: bool = False
     The gallery takes what depends on neither budget nor data, and what was made at the full budget, on MNIST if on
     any data. PLANAR_FIGURES, if set, replaces both folders: the tests point it away from the gallery.
     """
-    if os.environ.get("PLANAR_FIGURES") or _for_committing(data, budget_matters):
-        return folder("figures") / name
-    return folder("build") / "figures" / name
+    same_everywhere = data is None and not budget_matters
+    at_full_budget = budget() == "full" and (data is None or data.startswith("MNIST"))
+    committed = same_everywhere or at_full_budget or os.environ.get("PLANAR_FIGURES")
+    return (folder("figures") if committed else folder("build") / "figures") / name
 
 
 def save_figure(
@@ -79,61 +79,11 @@ def save_numbers(
         "settings": {"data": data, "budget": budget(), **settings, "command": "make figures BUDGET=full"},
         "numbers": entries,
     }
-    moved = os.environ.get("PLANAR_RESULTS") or os.environ.get("PLANAR_FIGURES")
-    committed = bool(moved) or _for_committing(data, budget_matters=True)
-    path = (folder("results") if committed else folder("build") / "figures" / "results") / f"{name}.json"
+    moved, file = os.environ.get("PLANAR_RESULTS"), f"{name}.json"
+    path = folder("results") / file if moved else figure_path(f"results/{file}", data, budget_matters=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     return path
-
-
-def stored_numbers(since: float = 0.0) -> dict[str, tuple[float, float]]:
-    """Read the numbers in the results' folder written at time `since` or later: "file: name" -> (value, tolerance)."""
-    paths = [path for path in sorted(folder("results").glob("[0-9][0-9]_*.json")) if path.stat().st_mtime >= since]
-    return _numbers({path.stem: path.read_text(encoding="utf-8") for path in paths})
-
-
-def committed_numbers(results: Path) -> tuple[dict[str, tuple[float, float]], str]:
-    """Read the numbers of a results folder as they are committed, and say so; without git, as they lie there now."""
-    git = ["git", "-C", str(results)]
-    try:
-        listed = subprocess.run([*git, "ls-tree", "--name-only", "HEAD", "./"], capture_output=True, check=True)
-        names = re.findall(r"^\d\d_\w+\.json$", listed.stdout.decode("utf-8"), flags=re.M)
-        shown = {
-            name: subprocess.run([*git, "show", f"HEAD:./{name}"], capture_output=True, check=True) for name in names
-        }
-    except (OSError, subprocess.CalledProcessError):
-        shown = {}
-    if shown:
-        return _numbers(
-            {name[:-5]: done.stdout.decode("utf-8") for name, done in shown.items()}
-        ), "the committed values"
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(results.glob("[0-9][0-9]_*.json"))}
-    return _numbers(texts), "the files as they lay before (no commit found)"
-
-
-def compare_numbers(
-    before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]
-) -> tuple[list[str], int]:
-    """Say which stored numbers a run made again and which of them missed; return the lines, and how many missed."""
-    again = [name for name in before if name in after]
-    missed = [name for name in again if not abs(after[name][0] - before[name][0]) <= before[name][1]]
-    lines = [f"{len(again)} of {len(before)} stored numbers made again, {len(missed)} outside their tolerance"]
-    lines += [f"  {name}: {after[name][0]} now, {before[name][0]} ± {before[name][1]} before" for name in missed]
-    return lines, len(missed)
-
-
-def _numbers(texts: dict[str, str]) -> dict[str, tuple[float, float]]:
-    return {
-        f"{stem}: {name}": (entry["value"], entry["tolerance"])
-        for stem, text in texts.items()
-        for name, entry in json.loads(text)["numbers"].items()
-    }
-
-
-def _for_committing(data: str | None, budget_matters: bool) -> bool:
-    full = budget() == "full"
-    return (full or not budget_matters) if data is None else (full and data.startswith("MNIST"))
 
 
 def _check_stem(name: str) -> None:

@@ -7,7 +7,6 @@ are looked at only by `measure`, for runs whose settings are chosen.
 import functools
 import json
 import platform
-from contextlib import ExitStack
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -125,14 +124,9 @@ def sweep(runs: list[Settings], on_test: bool = False, jobs: int = -1, scheduler
     killed goes on where it was: the same call again.
     """
     todo = [settings for settings in runs if not is_done(settings, on_test)]
-    with ExitStack() as stack:
-        if scheduler is None:
-            stack.enter_context(joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1))
-        else:
-            from dask.distributed import Client  # an extra, needed only here
-
-            stack.enter_context(Client(scheduler))
-            stack.enter_context(joblib.parallel_config("dask"))
+    cores: dict[str, Any] = {"backend": "loky", "n_jobs": jobs, "inner_max_num_threads": 1}
+    cluster = {"backend": "dask", "scheduler_host": scheduler}  # needs the extra [cluster]
+    with joblib.parallel_config(**(cores if scheduler is None else cluster)):
         tasks = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(
             joblib.delayed(run)(settings, on_test) for settings in todo
         )

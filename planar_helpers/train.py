@@ -5,8 +5,9 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from planar_helpers import elbo, planar, vae
-from planar_helpers.checkpoint import Checkpoint, Code, Run, pixels_version, restore, run_name
+from planar_helpers.checkpoint import Checkpoint, Code, Run, pixels_version, run_name
 from planar_helpers.data import Images, check_images, check_pixels, to_float
 from planar_helpers.elbo import ElboTerms
 from planar_helpers.planar import check_int
@@ -36,15 +37,14 @@ class History(NamedTuple):
     test: ElboTerms
 
 
-def _undisturbed(loop: Callable[P, History]) -> Callable[P, History]:
+def _undisturbed(loop: Callable[Concatenate[PlanarVAE, P], History]) -> Callable[Concatenate[PlanarVAE, P], History]:
     """Run the loop with gradients, without autocast, whatever is in force; leave the model in the mode it was in."""
 
     @functools.wraps(loop)
-    def undisturbed(*args: P.args, **kwargs: P.kwargs) -> History:
-        model = inspect.signature(loop).bind(*args, **kwargs).arguments["model"]
+    def undisturbed(model: PlanarVAE, *args: P.args, **kwargs: P.kwargs) -> History:
         _check_model(model)
         with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            return loop(*args, **kwargs)
+            return loop(model, *args, **kwargs)
 
     return undisturbed
 
@@ -188,8 +188,8 @@ def train_or_load(
     unknown = sorted(set(fit_settings) - set(FIT_DEFAULTS))
     if unknown:
         raise TypeError(f"train_or_load has no setting {unknown[0]!r}: those of fit are {', '.join(FIT_DEFAULTS)}")
-    K, D, hidden, seed = map(_plain, (K, D, hidden, seed))
-    check_int("seed", seed, least=0)
+    epochs, seed, K, D, hidden = map(_plain, (epochs, seed, K, D, hidden))
+    fit_settings = check_fit({**FIT_DEFAULTS, **fit_settings, "epochs": epochs, "seed": seed})
     with torch.device("cpu"):  # whatever default device is in force
         seed_all(seed)
         model = PlanarVAE(images.train.shape[1], hidden, D, K, constraint, family, dropout)
@@ -197,17 +197,11 @@ def train_or_load(
         model.decoder.load_state_dict(decoder.decoder.state_dict())
         model.decoder.requires_grad_(False)
     model = model.to(pick_device())
-    fit_settings = check_fit({**FIT_DEFAULTS, **fit_settings, "epochs": epochs, "seed": seed})
-    settings = run_settings(model, images, fit_settings)
-    run = Run(folder("runs"), run_name(settings), epochs)
-    if run.finished(epochs).is_file():  # read without the lock: it may lie on a disk that cannot be written to
-        means: dict[str, list[Tensor]] = {}
-        restore(run.finished(epochs), settings, model, means)
-        history = _history(means)
-    else:
-        with run.lock():
-            history = fit(model, images, checkpoint=run, progress=progress, **fit_settings)
-    seed_all(seed)  # whatever is drawn next does not depend on whether the model was trained or loaded
+    run = Run(folder("runs"), run_name(run_settings(model, images, fit_settings)), epochs)
+    # What is finished is read without the lock: it may lie on a disk that cannot be written to.
+    with nullcontext() if run.finished(epochs).is_file() else run.lock():
+        history = fit(model, images, checkpoint=run, progress=progress, **fit_settings)
+    seed_all(seed)  # whatever is drawn next depends on the seed alone, not on how the model came about
     named = f"K = {K}" if K == 0 else f"K = {K}, {constraint} u_hat"
     named = named if family == "planar" else f"{family}, {named}"
     say(f"{named}: {epochs} epochs on {images.name}, seed {seed}, test ELBO {history.test.elbo[-1]:.2f} nats")
@@ -303,7 +297,7 @@ def _progress_bar(start: int, epochs: int, means: dict[str, list[Tensor]], enabl
     live = open_stderr and (sys.stderr.isatty() or in_notebook)
     bar = tqdm(
         range(start, epochs), initial=start, total=epochs, desc="training", unit="epoch", leave=False,
-        disable=not (enabled and live),
+        disable=not (enabled and live and start < epochs),
     )  # fmt: skip
     for epoch in bar:
         yield epoch

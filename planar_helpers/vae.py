@@ -288,9 +288,6 @@ class PlanarVAE(CarriesConstraint):
         check_int("n", n, least=1)
         if not isinstance(posterior, FlowPosterior) or posterior.mu.shape not in ((len(x), self.D), (1, self.D)):
             raise ValueError(f"posterior must be of {len(x)} images and D = {self.D}, got {posterior!r:.90}")
-        return self._elbo_draws(x, posterior, n)
-
-    def _elbo_draws(self, x: Tensor, posterior: FlowPosterior, n: int) -> Tensor:
         size, draws = max(1, ROWS_AT_ONCE // max(1, len(x))), []
         for start in range(0, n, size):
             zK, log_q0, sum_ladj = posterior.rsample((min(size, n - start),))
@@ -317,16 +314,13 @@ class PlanarVAE(CarriesConstraint):
 
     def check_images(self, x: Tensor) -> None:
         """Raise TypeError or ValueError unless x is floating, (B, d_x), and within [0, 1]."""
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
-            raise TypeError(
-                f"x must be a floating tensor in [0, 1], and dense, got {getattr(x, 'dtype', type(x))}: "
-                "bytes go through data.to_float"
-            )
         like = next(self.parameters())
-        if x.dtype != like.dtype or x.device != like.device or x.dtype not in (torch.float32, torch.float64):
+        fits = isinstance(x, Tensor) and (x.dtype, x.device, x.layout) == (like.dtype, like.device, torch.strided)
+        if not fits or like.dtype not in (torch.float32, torch.float64):
             raise TypeError(
-                f"x and the model must be float32 or float64, of one dtype and on one device, "
-                f"got {x.dtype} on {x.device} and {like.dtype} on {like.device}"
+                "x must be a floating tensor, dense, of the model's dtype and device; both must be float32 or float64; "
+                f"got {getattr(x, 'dtype', type(x))} on {getattr(x, 'device', None)}, the model is {like.dtype} on "
+                f"{like.device}: bytes go through data.to_float"
             )
         if x.dim() != 2 or x.shape[1] != self.d_x:
             raise ValueError(f"x must have shape (B, {self.d_x}), got {tuple(x.shape)}")

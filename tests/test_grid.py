@@ -91,7 +91,7 @@ def test_points_that_are_no_even_grid_are_refused() -> None:
             lambda z: log_mass(z, log_p),
             lambda z: kl_on_grid(z, log_p - log_mass(plane_grid(-4, 4, 41), log_p), log_p),
         ):
-            with pytest.raises(ValueError, match="z must be a grid as plane_grid builds it"):
+            with pytest.raises(ValueError, match="z must be a grid as grid.plane_grid builds it"):
                 call(wrong)
     for wrong in (z.numpy(), None):
         with pytest.raises(TypeError, match="z must be a torch.Tensor"):

@@ -53,7 +53,7 @@ def test_a_grid_of_unequal_sides_is_drawn_where_it_is_and_a_turned_one_refused()
     for bad in (z.transpose(0, 1), z.flip(0), z**2, z * 0):
         with pytest.raises(ValueError, match="z must be a grid as grid.plane_grid builds it"):
             plots.show_density(ax, bad, torch.zeros(bad.shape[:2]))
-    with pytest.raises(ValueError, match="two points or more"):
+    with pytest.raises(ValueError, match="z must have shape .n ≥ 2"):
         plots.show_density(ax, z[:1], torch.zeros(1, 5))
     with pytest.raises(ValueError, match="log_density must have mass"):
         plots.show_contours(ax, z, torch.full((3, 5), -torch.inf), "red")

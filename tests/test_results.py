@@ -16,7 +16,8 @@ from planar_helpers import plots, results, run
 plt.switch_backend("Agg")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "notebooks"))
-import restate  # noqa: E402  (a script, not a package)
+import restate  # noqa: E402  (scripts, not a package)
+import stored  # noqa: E402
 
 STORED = sorted((ROOT / "figures" / "results").glob("[0-9][0-9]_*.json"))
 
@@ -132,12 +133,12 @@ def test_a_name_that_is_no_stem_is_refused(name: str | None) -> None:
 
 def test_a_rerun_is_told_which_numbers_it_missed() -> None:
     before = {"a": (1.0, 0.1), "b": (2.0, 0.1), "c": (3.0, 0.1)}
-    lines, missed = results.compare_numbers(before, {"a": (1.05, 0.1), "b": (2.2, 9.0)})
+    lines, missed = stored.compare_numbers(before, {"a": (1.05, 0.1), "b": (2.2, 9.0)})
     assert "2 of 3 stored numbers made again, 1 outside" in lines[0] and missed == 1
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["b"]
-    lines, missed = results.compare_numbers(before, {})
+    lines, missed = stored.compare_numbers(before, {})
     assert "0 of 3 stored numbers made again" in lines[0] and missed == 0, "nothing made again is no agreement"
-    assert results.compare_numbers(before, {"a": (float("nan"), 0.1)})[1] == 1
+    assert stored.compare_numbers(before, {"a": (float("nan"), 0.1)})[1] == 1
 
 
 def test_only_what_a_run_wrote_counts_as_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -145,8 +146,8 @@ def test_only_what_a_run_wrote_counts_as_made_again(monkeypatch: pytest.MonkeyPa
     path = results.save_numbers("07_x", {"a": (1.0, 0.1)}, None)
     (tmp_path / "minutes.json").write_text("{}", encoding="utf-8")
     written = path.stat().st_mtime
-    assert results.stored_numbers(since=written) == {"07_x: a": (1.0, 0.1)}
-    assert results.stored_numbers(since=written + 1) == {}
+    assert stored.stored_numbers(since=written) == {"07_x: a": (1.0, 0.1)}
+    assert stored.stored_numbers(since=written + 1) == {}
 
 
 def test_the_committed_values_are_compared_whatever_lies_in_the_folder(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_the_committed_values_are_compared_whatever_lies_in_the_folder(tmp_path:
     folder = tmp_path / "a b" / "results"
     folder.mkdir(parents=True)
     (folder / "07_x.json").write_text(json.dumps(content), encoding="utf-8")
-    assert results.committed_numbers(folder) == (
+    assert stored.committed_numbers(folder) == (
         {"07_x: a": (1.0, 0.1)},
         "the files as they lay before (no commit found)",
     )
@@ -165,7 +166,7 @@ def test_the_committed_values_are_compared_whatever_lies_in_the_folder(tmp_path:
     (folder / "07_x.json").write_text(json.dumps(content), encoding="utf-8")
     (folder / "08_new.json").write_text(json.dumps(content), encoding="utf-8")
     subprocess.run([*git, "add", "."], check=True, capture_output=True)
-    assert results.committed_numbers(folder) == ({"07_x: a": (1.0, 0.1)}, "the committed values")
+    assert stored.committed_numbers(folder) == ({"07_x: a": (1.0, 0.1)}, "the committed values")
 
 
 def exchanged(numbers: dict[str, dict[str, float]], one: str, other: str) -> dict[str, float]:
