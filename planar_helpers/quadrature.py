@@ -31,6 +31,7 @@ LOOK_SPACING = 0.4  # of the lattice beyond the first square
 FARTHEST = 72.0  # radius, a whole number of squares: nothing is looked at beyond
 BEYOND = 12.0  # nats: mass that is certainly smaller than exp(−12) of what was found is not looked for
 ROUNDING = 8  # units in the last place of log p(x)
+AT_ONCE = 6_000_000  # pairs of a cell and an image: those of 20 000 images at most
 TOPS = 4  # candidates for the main island, in each square
 
 
@@ -114,10 +115,12 @@ def posterior_grid(model: PlanarVAE, x: Tensor, n: int = 201) -> PosteriorGrid:
         )
         with repeatable(x, seed=0):
             zK = posterior.rsample((2000,))[0].squeeze(1)
-        boxes = [(q.mu[0], torch.exp(0.5 * q.logvar[0])) for q in (posterior, island)]
-        boxes += [_mean_and_deviation(model, x), (zK.mean(0), zK.std(0))]
-        low = torch.stack([centre - 3.5 * width for centre, width in boxes]).amin(0)
-        high = torch.stack([centre + 3.5 * width for centre, width in boxes]).amax(0)
+        boxes = [
+            *((q.mu[0], torch.exp(0.5 * q.logvar[0])) for q in (posterior, island)),
+            _mean_and_deviation(model, x),
+            (zK.mean(0), zK.std(0)),
+        ]
+        low, high = torch.stack([centre + s * width for centre, width in boxes for s in (-3.5, 3.5)]).aminmax(dim=0)
         z = (low + high) / 2 + (high - low).max() / 2 * plane_grid(-1, 1, n, x.dtype).to(x.device)
         return PosteriorGrid(
             z,
@@ -169,8 +172,7 @@ def _exact_log_px(model: PlanarVAE, x: Tensor, tolerance: float) -> LogPx:
     groups, beyond = _squares(model, x)
     log_px, error = torch.full_like(beyond, -torch.inf), torch.zeros_like(beyond)
     for lattices, which in groups:
-        for part in which.split(max(1, 500 // len(lattices))):
-            log_px[part], error[part] = _integrate(model, x[part], lattices, tolerance)
+        log_px[which], error[which] = _integrate(model, x[which], lattices, tolerance)
     # plus log(1 + what may lie beyond the look, as a share of what was found)
     return LogPx(log_px.to(x), (error + F.softplus(beyond - log_px)).to(x))
 
@@ -179,41 +181,36 @@ def _squares(model: PlanarVAE, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], 
     """Find the squares that may hold mass: the first, and others that tile the plane around it.
 
     Returns groups of images with the same squares, each as their coarse lattices (M, n, n, 2) and the numbers of the
-    images, and an upper bound (B,), in float64, for the log of what lies beyond all that was looked at.
+    images, and an upper bound (B,), in float64, for the log of what lies beyond all that was looked at. The points of
+    lattices are on centre + [−HALF_WIDTH, HALF_WIDTH)², turned. A group has about AT_ONCE cells to refine, or fewer.
     """
     most = (torch.special.xlogy(x, x) + torch.special.xlogy(1 - x, 1 - x)).double().sum(dim=1)  # −H ≥ log p(x|z)
-    edge = FARTHEST - LOOK_SPACING / 2
-    points = plane_grid(-edge, edge, round(2 * FARTHEST / LOOK_SPACING), x.dtype).flatten(0, 1).to(x.device)
-    points = points[points.norm(dim=1).argsort(stable=True)]
+    points = (FARTHEST - LOOK_SPACING / 2) * plane_grid(-1, 1, round(2 * FARTHEST / LOOK_SPACING), x.dtype)
+    points = points.flatten(0, 1)[points.norm(dim=2).flatten().argsort(stable=True)].to(x.device)
     across = round(FARTHEST / HALF_WIDTH)  # squares in a row, an odd number: the middle one is the first square
     square = ((points + FARTHEST) // (2 * HALF_WIDTH)).long() @ torch.tensor([1, across], device=x.device)
     found = most.new_full((len(x), across**2), -torch.inf)  # the highest value in each square
-    reach = most.new_full((len(x),), torch.inf)
+    reach, cells = torch.full_like(most, torch.inf), torch.full_like(most, AT_ONCE // 20_000)
     for part, its_square in zip(points.split(1000), square.split(1000), strict=True):  # from the origin outwards
         near = (reach > part[0].norm()).nonzero().squeeze(1)
         if len(near) == 0:
             break
         for which in near.split(5000):
-            log_joint = _at(model, x[which], part.unsqueeze(1))  # (P, B)
+            log_joint = model._log_joint(x[which], _turned(part).unsqueeze(1))  # (P, B)
             for i in its_square.unique().tolist():
                 found[which, i] = found[which, i].maximum(log_joint[its_square == i].amax(dim=0).double())
+            # a point of this lattice stands for 16 cells
+            cells[which] += 16 * (log_joint > found[which].amax(dim=1) - KEEP[0]).sum(dim=0)
         # the lattice's highest value, times its cell, is a first estimate of p(x): too low rather than too high
-        lowest = found.amax(dim=1) + 2 * math.log(LOOK_SPACING)
-        reach = (2 * (most - lowest + BEYOND)).clamp(min=HALF_WIDTH**2).sqrt()
+        reach = (2 * (most - found.amax(dim=1) - 2 * math.log(LOOK_SPACING) + BEYOND)).clamp(min=HALF_WIDTH**2).sqrt()
     needed = found > found.amax(dim=1, keepdim=True) - KEEP[0]
     needed[:, across**2 // 2] = True
-    patterns, pattern = needed.unique(dim=0, return_inverse=True)
-    groups = []
-    for i, its_squares in enumerate(patterns):
-        centres = [x.new_tensor([j % across, j // across]) for j in its_squares.nonzero().squeeze(1).tolist()]
-        lattices = [_lattice(x, 2 * HALF_WIDTH * centre + HALF_WIDTH - FARTHEST) for centre in centres]
-        groups.append((torch.stack(lattices), (pattern == i).nonzero().squeeze(1)))
+    share = (cells.cumsum(dim=0) // AT_ONCE).unsqueeze(1)
+    patterns, pattern = torch.cat([needed, share], dim=1).unique(dim=0, return_inverse=True)
+    centres = plane_grid(HALF_WIDTH - FARTHEST, FARTHEST - HALF_WIDTH, across, x.dtype).view(-1, 1, 1, 2).to(x.device)
+    lattices = _turned(centres + plane_grid(-HALF_WIDTH, HALF_WIDTH - SPACING, PER_SIDE, x.dtype).to(x.device))
+    groups = [(lattices[its[:-1] > 0], (pattern == i).nonzero().squeeze(1)) for i, its in enumerate(patterns)]
     return groups, most - 0.5 * reach.clamp(max=FARTHEST) ** 2
-
-
-def _lattice(x: Tensor, centre: Tensor) -> Tensor:
-    """A square's points (n, n, 2), SPACING apart, on centre + [−HALF_WIDTH, HALF_WIDTH)²; point [i, j] = (z_1, z_2)."""
-    return centre + plane_grid(-HALF_WIDTH, HALF_WIDTH - SPACING, PER_SIDE, x.dtype).to(x.device)
 
 
 def _turned(points: Tensor) -> Tensor:
@@ -221,63 +218,78 @@ def _turned(points: Tensor) -> Tensor:
     return points @ points.new_tensor(ROTATION)
 
 
-def _at(model: PlanarVAE, x: Tensor, points: Tensor) -> Tensor:
-    """Log p(x, z) at the points (..., 1, 2) of a lattice: (..., B)."""
-    return model._log_joint(x, _turned(points))
-
-
-def _on_lattices(model: PlanarVAE, x: Tensor, lattices: Tensor) -> Tensor:
-    """Log p(x, z) on the points of M squares: (M, n, n, B)."""
-    return torch.stack([_at(model, x, lattice.unsqueeze(-2)) for lattice in lattices])
-
-
 def _integrate(model: PlanarVAE, x: Tensor, lattices: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Log of the integral over all the squares together, and its error: (B,), in float64."""
-    n, log_joint = PER_SIDE, _on_lattices(model, x, lattices)
-    log_px, error = _from_sublattices(_sublattices(log_joint), SPACING)
-    top, place = log_joint.flatten(0, 2).max(dim=0)
-    # A cell is kept if one of its four corners is near the image's largest value.
-    corners = F.pad(log_joint.permute(0, 3, 1, 2), (0, 1, 0, 1), value=-torch.inf)
-    largest = F.max_pool2d(corners, 2, stride=1).transpose(0, 1).flatten(1)  # (B, M n²)
-    alive = largest > (top - KEEP[0]).unsqueeze(1)
-    del log_joint, corners, largest
-    tile = (place // n // 10) * n + place % n // 10  # neighbours share cells: refine them together
-    for group in tile.argsort(stable=True).split(100):
-        group = group[log_px[group].isfinite()]  # nothing to refine in NaN, or where no point has any mass
-        for level in range(1, MAX_LEVEL + 1):
-            if len(group) == 0:
-                break
-            cells = alive[group].any(dim=0).nonzero().squeeze(1)
-            sums, tops = _refine(model, x[group], lattices.flatten(0, 2)[cells], level)
-            log_px[group], disagreement = _from_sublattices(sums, SPACING / 2**level)
-            error[group] = disagreement.maximum(error[group] / 16)
-            # Keep a cell for the next level if it, or one beside it, holds a large enough value.
-            found = tops.new_full((len(lattices) * n * n, len(group)), -torch.inf).index_copy_(0, cells, tops)
-            near = F.max_pool2d(found.view(-1, n, n, len(group)).permute(0, 3, 1, 2), 3, stride=1, padding=1)
-            alive[group] &= near.transpose(0, 1).flatten(1) > (tops.amax(dim=0) - KEEP[level]).unsqueeze(1)
-            group = group[error[group] > tolerance]
+    """Log of the integral over all the squares together, and its error: (B,), in float64.
+
+    All images go down the levels together, so that a point is decoded once for all that need it. Many images share a
+    cell, but an image has few of them: what is kept are pairs of a cell and an image, each as cell · B + image, sorted.
+    """
+    B, corners = len(x), lattices.flatten(0, 2)
+    sums, pairs, tops = _first_lattice(model, x, corners)
+    log_px, error = _from_sublattices(sums, SPACING)
+    for level in range(1, MAX_LEVEL + 1):
+        # Once always, then until the error is small. Nothing is refined in NaN, or where no point has any mass.
+        image, on = pairs % B, log_px.isfinite() & ((error > tolerance) | (level == 1))
+        top = tops.new_full((B,), -torch.inf).scatter_reduce(0, image, tops, "amax")
+        near = pairs[on[image] & (tops > (top - KEEP[level - 1])[image])]
+        # A cell is kept if one of its corners is near the top; later on, if a point in it is, or in a cell beside it.
+        pairs = _beside(near, B, -1, 0) if level == 1 else pairs[torch.isin(pairs, _beside(near, B, -1, 0, 1))]
+        if len(pairs) == 0:
+            break
+        sums, tops = _refine(model, x, corners, pairs, level)
+        finer, disagreement = _from_sublattices(sums, SPACING / 2**level)
+        log_px, error = torch.where(on, finer, log_px), torch.where(on, disagreement.maximum(error / 16), error)
     return log_px, error + ROUNDING * torch.finfo(x.dtype).eps * log_px.abs()
 
 
-def _refine(model: PlanarVAE, x: Tensor, corners: Tensor, level: int) -> tuple[Tensor, Tensor]:
-    """Sum p(x, z) over the cells with these lower left corners (C, 2), on the lattice of this level.
+def _first_lattice(model: PlanarVAE, x: Tensor, points: Tensor) -> tuple[Tensor, ...]:
+    """Sum p(x, z) over the coarse lattices, and find the pairs of a point and an image near the image's top.
 
-    Returns the log sums over its four sublattices (2, 2, B), and each cell's largest log p(x, z) (C, B).
+    Returns the log sums over the four sublattices (2, 2, B); those pairs, and some more (N,); log p(x, z) there (N,).
     """
-    n = 2**level
-    inside = SPACING / n * plane_grid(0, n - 1, n, x.dtype).to(x.device)  # (n, n, 2)
-    sums, tops = [], []
-    for part in corners.split(max(1, 8192 // n**2)):
-        log_joint = _at(model, x, (part[:, None, None] + inside).unsqueeze(-2))  # (C, n, n, B)
-        tops.append(log_joint.amax(dim=(1, 2)))
-        sums.append(_sublattices(log_joint))
-    return torch.logsumexp(torch.stack(sums), dim=0), torch.cat(tops)
+    fours = torch.arange(len(points), device=x.device).view(-1, 2, PER_SIDE // 2, 2).transpose(1, 2).reshape(-1, 2, 2)
+    fours = fours[torch.arange(len(fours), device=x.device) * 15_823 % len(fours)]  # all over the plane, for a top soon
+    sums, top, found = x.new_full((2, 2, len(x)), -torch.inf).double(), x.new_full((len(x),), -torch.inf), []
+    for part in fours.split(max(1, min(2**11, 2**19 // max(1, len(x))))):
+        log_joint = model._log_joint(x, points[part].unsqueeze(-2))  # (C, 2, 2, B)
+        sums, top = torch.logaddexp(sums, _sublattices(log_joint)), top.maximum(log_joint.amax(dim=(0, 1, 2)))
+        c, i, j, image = (log_joint > top - KEEP[0]).nonzero(as_tuple=True)
+        found.append((part[c, i, j] * len(x) + image, log_joint[c, i, j, image]))
+    return sums, *(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def _beside(pairs: Tensor, B: int, *steps: int) -> Tensor:
+    """The pairs with the cells so many steps to the right and up, sorted.
+
+    A step over a square's edge comes in at another edge: that is now and then a cell too many, but none too few.
+    """
+    for step_size in (B, PER_SIDE * B):
+        pairs = torch.cat([pairs + step * step_size for step in steps]).unique()
+    return pairs[pairs >= 0]
+
+
+def _refine(model: PlanarVAE, x: Tensor, corners: Tensor, pairs: Tensor, level: int) -> tuple[Tensor, Tensor]:
+    """Sum p(x, z) over the pairs' cells, with these lower left corners, on the lattice of this level.
+
+    Returns the log sums over four sublattices (2, 2, B), and the largest log p(x, z) of each pair (N,).
+    """
+    n, B, tops, sums = 2**level, len(x), [], x.new_full((2, 2, len(x)), -torch.inf).double()
+    inside = _turned(SPACING / n * plane_grid(0, n - 1, n, x.dtype).to(x.device))  # (n, n, 2)
+    for part in pairs.split(2**14 // n**2):
+        cells, images = (part // B).unique_consecutive(), (part % B).unique()
+        log_joint = model._log_joint(x[images], (corners[cells, None, None] + inside).unsqueeze(-2))  # (C, n, n, I)
+        own = torch.isin(cells.unsqueeze(1) * B + images, part, assume_unique=True)  # (C, I): the pairs, in order
+        log_joint = torch.where(own[:, None, None], log_joint, -torch.inf)
+        tops.append(log_joint.amax(dim=(1, 2))[own])
+        sums[..., images] = torch.logaddexp(sums[..., images], _sublattices(log_joint))
+    return sums, torch.cat(tops)
 
 
 def _sublattices(log_values: Tensor) -> Tensor:
     """Log sums of exp(log_values) (C, n, n, B), n even, over the four lattices of every second point: (2, 2, B)."""
     split = log_values.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (C, n/2, 2, n/2, 2, B)
-    return torch.logsumexp(split, dim=(0, 1, 3)).double()
+    least = split.amax(dim=(0, 1, 3), keepdim=True) - 80  # too small to matter, but exp is slow where it underflows
+    return torch.logsumexp(split.maximum(least), dim=(0, 1, 3)).double()
 
 
 def _from_sublattices(sums: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
@@ -289,8 +301,8 @@ def _from_sublattices(sums: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
 def _mean_and_deviation(model: PlanarVAE, x: Tensor) -> tuple[Tensor, Tensor]:
     """The posterior's mean (2,) and deviations (2,) for one image, from the coarse lattices, all islands together."""
     ((lattices, _),) = _squares(model, x)[0]
-    points = _turned(lattices.flatten(0, 2))
-    share = torch.softmax(_on_lattices(model, x, lattices).flatten(), dim=0)
+    _, number, log_joint = _first_lattice(model, x, lattices.flatten(0, 2))
+    points, share = lattices.flatten(0, 2)[number], torch.softmax(log_joint, dim=0)
     mean = share @ points
     return mean, (share @ (points - mean) ** 2).sqrt()
 
@@ -299,8 +311,9 @@ def _main_island(model: PlanarVAE, x: Tensor, K: int) -> FlowPosterior:
     mean, sigma = x.new_zeros(len(x), 2), x.new_ones(len(x), 2)
     for lattices, which in _squares(model, x)[0]:
         for part in which.split(20):
-            starts, images = _tops(_on_lattices(model, x[part], lattices), lattices)
-            its_mean, its_sigma, mass = _moments(model, x[part][images], _turned(starts))
+            values = torch.stack([model._log_joint(x[part], lattice.unsqueeze(-2)) for lattice in lattices])
+            starts, images = _tops(values.permute(0, 3, 1, 2), lattices)
+            its_mean, its_sigma, mass = _moments(model, x[part][images], starts)
             for i, its in zip(part.tolist(), (images == j for j in range(len(part))), strict=True):
                 best = mass[its].argmax()
                 mean[i], sigma[i] = its_mean[its][best], its_sigma[its][best]
@@ -311,9 +324,8 @@ def _main_island(model: PlanarVAE, x: Tensor, K: int) -> FlowPosterior:
     return FlowPosterior(mean, 2 * sigma.log(), w, identity_u(w, model.constraint), b, model.constraint, shear)
 
 
-def _tops(log_joint: Tensor, lattices: Tensor) -> tuple[Tensor, Tensor]:
-    """The candidates (P, 2) for a main island, and whose they are (P,), from log p(x, z) on lattices (M, n, n, B)."""
-    values = log_joint.permute(0, 3, 1, 2)
+def _tops(values: Tensor, lattices: Tensor) -> tuple[Tensor, Tensor]:
+    """The candidates (P, 2) for a main island, and whose they are (P,), from log p(x, z) on lattices (M, B, n, n)."""
     largest = F.max_pool2d(values, 11, stride=1, padding=5)
     is_top = (values == largest) & (values > values.amax(dim=(0, 2, 3), keepdim=True) - KEEP[0])
     around = F.avg_pool2d((values - largest.clamp(min=torch.finfo(values.dtype).min)).exp(), 11, stride=1, padding=5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from planar_helpers import quadrature
 from planar_helpers.grid import kl_on_grid, log_mass, plane_grid
 from planar_helpers.quadrature import _sublattices, exact_log_px, main_island, posterior_grid
 from planar_helpers.vae import PlanarVAE
@@ -226,6 +227,27 @@ def test_quadrature_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None
     largest.clear()
     main_island(model, x[:100], K=0)
     assert max(largest) <= 100 * 160**2
+
+
+def test_quadrature_takes_as_many_images_at_once_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, taken = PlanarVAE(d_x=3, hidden=2), torch.rand(40, 3), []
+    whole, inner = exact_log_px(model, x), quadrature._integrate
+    monkeypatch.setattr(quadrature, "AT_ONCE", 100_000)  # about 19 000 cells an image: the posterior is the prior
+    monkeypatch.setattr(quadrature, "_integrate", lambda m, x, *rest: taken.append(len(x)) or inner(m, x, *rest))
+    parts = exact_log_px(model, x)
+    assert max(taken) <= 6 and sum(taken) == 40
+    assert torch.allclose(whole.log_px, parts.log_px, atol=1e-5)
+
+
+def test_quadrature_of_an_image_in_company_is_that_of_the_image_alone() -> None:
+    # to rounding, in float64: what cells hold that only other images keep does not count
+    model, x = PlanarVAE(d_x=40, hidden=20).double(), torch.rand(30, 40).double()
+    with torch.no_grad():
+        model.decoder[2].weight.mul_(8)
+    log_px, error = exact_log_px(model, x)
+    for i in range(0, 30, 10):
+        alone = exact_log_px(model, x[[i]])
+        assert abs(log_px[i] - alone.log_px) < 1e-12 and abs(error[i] - alone.error) < 1e-12
 
 
 def test_sublattices_are_every_second_point() -> None:
