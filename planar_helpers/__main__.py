@@ -103,12 +103,22 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     """Do what the command line asks for; return the exit code."""
     arguments = parse(words)
-    if arguments.command == "sweep":
-        sweep.sweep(arguments.runs, arguments.test, arguments.jobs, arguments.scheduler)
-    else:
-        path = sweep.run(arguments.runs[0], on_test=arguments.command == "evaluate", progress=True)
-        print(json.dumps(json.loads(path.read_text(encoding="utf-8")).get("results", {}), indent=1), path, sep="\n")
+    try:
+        if arguments.command == "sweep":
+            sweep.sweep(arguments.runs, arguments.test, arguments.jobs, arguments.scheduler)
+        else:
+            path = sweep.run(arguments.runs[0], on_test=arguments.command == "evaluate", progress=True)
+            print(json.dumps(json.loads(path.read_text(encoding="utf-8")).get("results", {}), indent=1), path, sep="\n")
+    except (OSError, ValueError, ImportError) as error:
+        return _end(str(error), 1)
+    except KeyboardInterrupt:
+        return _end("stopped: the same command goes on from here", 130)
     return 0
+
+
+def _end(line: str, code: int) -> int:
+    print(f"python -m planar_helpers: {line}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def combinations(lists: dict[str, list[Any]]) -> list[Settings]:
         fit_settings = check_fit({name: settings[name] for name in ("epochs", "seed", *FIT_DEFAULTS)})
         found.append({name: {**settings, **model.settings, **fit_settings}[name] for name in DEFAULTS})
         if settings["decoder"] is not None:
-            found[-1]["decoder"] = str(settings["decoder"]).format(seed=settings["seed"])
+            found[-1]["decoder"] = str(settings["decoder"]).replace("{seed}", str(settings["seed"]))
             if not _path(found[-1]["decoder"]).is_file():
                 raise ValueError(f"decoder must name a run that is made, without .json, got {found[-1]['decoder']!r}")
     return sorted(found, key=itemgetter("seed"))

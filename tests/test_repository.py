@@ -74,7 +74,19 @@ def test_make_and_ci_call_the_same_commands() -> None:
     workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
     assert "target: [test, mutants]" in workflow and "make PYTHON=python ${{ matrix.target }}" in workflow
     assert '"3.11"' in workflow and '"3.x"' in workflow
-    for target in ("figures", "test", "lab", "notebooks", "readme", "sweep", "bench", "mutants", "browser", "clean", "help"):
+    for target in (
+        "figures",
+        "test",
+        "lab",
+        "notebooks",
+        "readme",
+        "sweep",
+        "bench",
+        "mutants",
+        "browser",
+        "clean",
+        "help",
+    ):
         assert re.search(rf"^{target}:.*##", make, re.M), f"make help does not list {target}"
     assert "my_notebooks" not in re.search(r"^clean:.*\n(\t.*\n)+", make, re.M)[0].split("\n", 1)[1]
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
