@@ -189,7 +189,7 @@ def tracked() -> list[Path]:
     if listed.returncode:
         pytest.skip("no git here")
     names = [name for name in listed.stdout.decode("utf-8").split("\0") if name]
-    paths = [ROOT / name for name in names if not name.endswith((".png", ".gif", ".ipynb"))]
+    paths = [ROOT / name for name in names if not name.endswith((".png", ".gif", ".npz", ".ipynb"))]
     return [path for path in paths if path.is_file()]
 
 

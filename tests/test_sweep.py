@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -436,3 +437,15 @@ def test_evaluate_prints_what_it_found(results: Path, capsys: pytest.CaptureFixt
     assert command_line.main(words) == 0
     said = capsys.readouterr().out
     assert '"log p(x)"' in said and "K=0" in said
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures" / "results" / "models").glob("*.npz")), ids=lambda p: p.stem)
+def test_the_committed_weights_are_those_that_were_measured(path: Path) -> None:
+    run = json.loads((path.parent.parent / "runs" / f"{path.stem}.json").read_text(encoding="utf-8"))
+    model = PlanarVAE(K=run["settings"]["K"], constraint=run["settings"]["constraint"])
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in np.load(path).items()})  # no pickle
+    images = load_images()
+    if not images.name.startswith("MNIST"):
+        pytest.skip("MNIST is not here")
+    draws = model.elbo_draws(to_float(images.test), model.eval().encode(to_float(images.test)), 2).detach().mean(dim=0)
+    assert draws.mean().item() == pytest.approx(run["results"]["test"]["ELBO"][0], abs=0.3)
