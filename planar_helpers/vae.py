@@ -218,7 +218,7 @@ class PlanarVAE(CarriesConstraint):
         self.d_x, self.D, self.K, self.family = d_x, D, K, family
         self.encoder = nn.Sequential(*[nn.Dropout(dropout)] * (dropout > 0), *_layers(d_x, *sizes))
         # μ, log σ², w, u, b, and the shear: linear heads in one matrix
-        self.head_sizes = [D, D, K * D, K * D, K, D * (D - 1) // 2 * (family == "gaussian")]
+        self.head_sizes = [D, D, K * D, K * D, K] + [D * (D - 1) // 2] * (family == "gaussian")
         self.heads = nn.Linear(sizes[-1], sum(self.head_sizes))
         self.decoder = nn.Sequential(*_layers(D, *reversed(sizes)), nn.Linear(sizes[0], d_x))
 
@@ -331,13 +331,13 @@ class PlanarVAE(CarriesConstraint):
                 raise ValueError("x must lie in [0, 1] and hold no NaN: divide grey levels 0..255 by 255")
 
     def _encode(self, x: Tensor) -> FlowPosterior:
-        mu, logvar, w, u, b, shear = self.heads(self.encoder(x)).split(self.head_sizes, dim=-1)
+        mu, logvar, w, u, b, *shear = self.heads(self.encoder(x)).split(self.head_sizes, dim=-1)
         shape = (x.shape[0], self.K, self.D)
         posterior = FlowPosterior(mu, logvar, w.reshape(shape), u.reshape(shape), b, constraint=self.constraint)
         if self.family == "translation":
             moved = posterior.mu + (posterior.u * torch.tanh(posterior.b).unsqueeze(-1)).sum(dim=-2)
             return posterior.without_steps().replace(mu=moved)
-        return posterior.replace(shear=shear) if self.family == "gaussian" else posterior
+        return posterior.replace(shear=shear[0]) if shear else posterior
 
 
 def _layers(*sizes: int) -> list[nn.Module]:
