@@ -161,16 +161,18 @@ def record(budget: str, minutes: dict[str, float], total: float, jobs: int) -> N
     path = run.folder("results") / "minutes.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     earlier = content.get(budget, {})
+    notebooks = {**earlier.get("notebooks", {}), **{stem: round(m, 2) for stem, m in minutes.items()}}
+    whole = set(minutes) >= set(earlier.get("notebooks", {}))
+    # one at a time, the total of a run of some of the notebooks is known: it is the sum
+    total = total if whole else sum(notebooks.values()) if jobs == earlier["jobs"] == 1 else earlier["total"]
     content[budget] = {
         "data": load_images().name,
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "jobs": jobs,
         "date": datetime.date.today().isoformat(),
-        "total": round(total, 2) if set(minutes) >= set(earlier.get("notebooks", {})) else earlier["total"],
-        "notebooks": dict(
-            sorted({**earlier.get("notebooks", {}), **{stem: round(m, 2) for stem, m in minutes.items()}}.items())
-        ),
+        "total": round(total, 2),
+        "notebooks": dict(sorted(notebooks.items())),
     }
     with run.replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n")

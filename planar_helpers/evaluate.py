@@ -43,7 +43,7 @@ def importance_log_px(model: PlanarVAE, x: Tensor, n_samples: int, posterior: Fl
     is infinite for one sample, and too small where qK misses mass: then the estimate is too low as well. Where no
     sample has any weight, log_px is −∞ and the error ∞. `posterior`, of the same images, replaces the encoder's q.
 
-    Shapes: x (B, d_x); log_px and error (B,), in nats. Raises ValueError for n_samples < 1.
+    Shapes: x (B, d_x); log_px and error (B,), in nats. Raises ValueError for n_samples < 1, or a posterior of others.
 
     Source: Burda, Grosse & Salakhutdinov 2016; Rezende, Mohamed & Wierstra 2014, appendix E.
     """
@@ -51,6 +51,8 @@ def importance_log_px(model: PlanarVAE, x: Tensor, n_samples: int, posterior: Fl
     check_model(model)
     check_no_gradient(x)
     model.check_images(x)
+    if posterior is not None and (not isinstance(posterior, FlowPosterior) or posterior.mu.shape != (len(x), model.D)):
+        raise ValueError(f"posterior must be of {len(x)} images and D = {model.D}, got {posterior!r:.90}")
     parts = []
     with measuring(model):
         for i in torch.arange(len(x), device=x.device).split(max(1, DRAWS_AT_ONCE // n_samples)):

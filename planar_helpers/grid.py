@@ -75,7 +75,8 @@ def cell_area(z: Tensor, *log_densities: Tensor) -> Tensor:
         shapes = ", ".join(str(tuple(values.shape)) for values in (z, *log_densities))
         raise ValueError(f"z must have shape (n ≥ 2, n ≥ 2, 2) and log_density (..., n, n), got {shapes}")
     step = (z[-1, -1] - z[0, 0]) / z.new_tensor([z.shape[1] - 1, z.shape[0] - 1])
-    across, up = torch.diag(step)  # (Δz_1, 0) from column to column, (0, Δz_2) from row to row
-    if not all(((z.diff(dim=dim) - one).abs() < 0.01 * step).all() for dim, one in ((1, across), (0, up))):
+    across, up = (z[0, 0, i] + step[i] * torch.arange(z.shape[1 - i]).to(z) for i in range(2))
+    even = torch.stack(torch.meshgrid(across, up, indexing="xy"), dim=-1)
+    if not bool(((z - even).abs() < 0.01 * step).all()):  # a point's place, not a step's length: steps could drift
         raise ValueError("z must be a grid as grid.plane_grid builds it: z[i, j] = (z_1[j], z_2[i]), rising evenly")
     return step.prod()

@@ -194,6 +194,10 @@ def train_or_load(
         seed_all(seed)
         model = PlanarVAE(images.train.shape[1], hidden, D, K, constraint, family, dropout)
     if decoder is not None:
+        check_model(decoder)
+        sizes = [[one.settings[name] for name in ("d_x", "hidden", "D")] for one in (model, decoder)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"decoder must be a model with d_x, hidden, D = {sizes[0]}, got {sizes[1]}")
         model.decoder.load_state_dict(decoder.decoder.state_dict())
         model.decoder.requires_grad_(False)
     model = model.to(pick_device())

@@ -180,8 +180,8 @@ class PlanarVAE(CarriesConstraint):
     may be several sizes, from the image inwards; the decoder has them in reverse. `dropout` is the share of pixels that
     the encoder, in train(), does not see.
 
-    `family` is q's: "planar"; or a control that costs as much and does not flow. "translation": the same heads with
-    w = 0, so that a step adds u tanh b whatever z is, K of them a constant to μ. "gaussian": a full covariance, K = 0.
+    `family` is q's: "planar"; or a control, which does not flow. "translation": the same heads with w = 0, so that a
+    step adds u tanh b whatever z is, and K of them a constant to μ. "gaussian": a full covariance, K = 0.
 
     Shapes: x is a floating tensor (B, d_x) with values in [0, 1]; nothing else is accepted. Raises ValueError
     or TypeError, which name what was wrong. The values cannot be looked at under `torch.func.vmap`, `torch.compile`

@@ -256,6 +256,9 @@ def test_importance_sampling_takes_another_posterior() -> None:
     torch.manual_seed(0)
     same = importance_log_px(model, x, 7, model.encode(x))
     assert torch.equal(own.log_px, same.log_px)
+    for bad in (model.encode(x[:4]), "q"):
+        with pytest.raises(ValueError, match="posterior must be of 5 images and D = 3"):
+            importance_log_px(model, x, 7, bad)
     wide = model.encode(x).replace(logvar=torch.full((5, 3), 3.0))
     exact = importance_log_px(model, x, 40_000)
     other = importance_log_px(model, x, 40_000, wide)

@@ -100,3 +100,12 @@ def test_points_that_are_no_even_grid_are_refused() -> None:
         log_mass(z, log_p.numpy())
     shifted = z + torch.tensor([1.0, -2.0]).double()  # a grid need not be centred
     assert log_mass(shifted, log_p) == pytest.approx(log_mass(z, log_p).item())
+
+
+def test_a_grid_whose_steps_drift_is_none() -> None:
+    z = plane_grid(-3, 3, 101)
+    drifting = z.clone()
+    drifting[..., 0] += 0.0015 * (9 - drifting[..., 0] ** 2)  # each step within 1 % of the mean one
+    with pytest.raises(ValueError, match="rising evenly"):
+        log_mass(drifting, torch.zeros(101, 101))
+    assert log_mass(z, torch.zeros(101, 101)).isfinite()

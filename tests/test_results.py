@@ -318,3 +318,7 @@ def test_minutes_are_recorded_with_the_machine(monkeypatch: pytest.MonkeyPatch, 
     timed = json.loads((tmp_path / "minutes.json").read_text(encoding="utf-8"))["quick"]
     assert timed["notebooks"] == {"00_a": 1.0, "01_b": 0.5} and timed["total"] == 3.0, "a part is no total"
     assert timed["data"] == "digits" and timed["cores"] >= 1 and timed["processor"] and timed["jobs"] == 2
+    restate.record("full", {"00_a": 1.0, "01_b": 2.0}, 3.1, jobs=1)
+    restate.record("full", {"02_c": 0.5}, 0.6, jobs=1)
+    timed = json.loads((tmp_path / "minutes.json").read_text(encoding="utf-8"))["full"]
+    assert timed["total"] == 3.5, "one at a time, a new notebook adds its own minutes"

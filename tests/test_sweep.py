@@ -221,6 +221,8 @@ def test_an_encoder_is_refitted_to_the_decoder_of_another_run(results: Path) -> 
         fresh = PlanarVAE(hidden=10, K=settings["K"])
         assert not torch.equal(model.heads.weight, fresh.heads.weight) and history.test.elbo[-1] > history.test.elbo[0]
         found.append(content(sweep.run(settings, on_test=True)))
+    with pytest.raises(ValueError, match="decoder must be a model with d_x, hidden, D"):
+        sweep.trained({**refits[0], "hidden": 11})
     (plain,) = small(K=[0], seed=[1], epochs=[4])
     assert content(sweep.run(plain))["history"] != found[0]["history"]
     assert found[0]["results"]["test"]["log p(x)"] == found[1]["results"]["test"]["log p(x)"], "one decoder, one p(x)"
@@ -241,23 +243,10 @@ def test_a_sweep_on_two_cores_makes_the_same_runs_as_one_after_the_other(results
     for path in results.iterdir():
         path.unlink()
     moved = {**os.environ, "PLANAR_RUNS": str(tmp_path / "other")}
-    words = [
-        "planar_helpers",
-        "sweep",
-        "--data",
-        "digits",
-        "--epochs",
-        "2",
-        "--hidden",
-        "10",
-        "--K",
-        "0,2",
-        "--seed",
-        "0-1",
-    ]
+    words = "planar_helpers sweep --data digits --epochs 2 --hidden 10 --K 0,2 --seed 0-1".split()
     done = subprocess.run(**command(*words, "--jobs", "2", env=moved), capture_output=True, text=True, check=True)
     assert [content(sweep.path_of(settings)) for settings in runs] == one_by_one
-    assert "4/4" in done.stderr and "s/run" in done.stderr or "run/s" in done.stderr, done.stderr
+    assert "4/4" in done.stderr and ("s/run" in done.stderr or "run/s" in done.stderr), done.stderr
     again = subprocess.run(**command(*words, env=moved), capture_output=True, text=True, check=True)
     assert "digits:" not in again.stdout, "nothing is left to do, so no data is loaded"
 
@@ -306,24 +295,11 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen]]]:
 
 
 def test_a_cluster_makes_the_same_runs_and_may_lose_a_worker(
-    results: Path, cluster: tuple[str, list[subprocess.Popen]], tmp_path: Path
+    results: Path, cluster: tuple[str, list[subprocess.Popen]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, workers = cluster
     runs = small(K=[0, 1], seed=[0, 1], epochs=[25])
-    words = [
-        "planar_helpers",
-        "sweep",
-        "--data",
-        "digits",
-        "--epochs",
-        "25",
-        "--hidden",
-        "10",
-        "--K",
-        "0,1",
-        "--seed",
-        "0,1",
-    ]
+    words = "planar_helpers sweep --data digits --epochs 25 --hidden 10 --K 0,1 --seed 0,1".split()
     with subprocess.Popen(**command(*words, "--scheduler", address), stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: [*(tmp_path / "runs").glob("*.unfinished")])
         workers[0].send_signal(signal.SIGKILL)
@@ -332,7 +308,7 @@ def test_a_cluster_makes_the_same_runs_and_may_lose_a_worker(
     on_cluster = [content(sweep.path_of(settings)) for settings in runs]
     for settings in runs:
         sweep.path_of(settings).unlink()
-    os.environ["PLANAR_RUNS"] = str(tmp_path / "here")  # trained anew, by this process alone
+    monkeypatch.setenv("PLANAR_RUNS", str(tmp_path / "here"))  # trained anew, by this process alone
     assert [content(sweep.run(settings)) for settings in runs] == on_cluster
     assert len([*results.iterdir()]) == len(runs)
 
