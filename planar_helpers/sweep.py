@@ -32,7 +32,7 @@ DEFAULTS: Settings = {
 DRAWS = 50  # of the ELBO, an image
 OWN = 200  # images that get parameters of their own
 SOME = 2000  # training images
-SAMPLES = 5000  # importance samples, an image, where D ≠ 2
+SAMPLES = 2000  # importance samples, an image, where D ≠ 2
 
 
 def combinations(lists: dict[str, list[Any]]) -> list[Settings]:
@@ -146,7 +146,7 @@ def measure(model: PlanarVAE, images: Images) -> dict[str, dict[str, Any]]:
     found = {}
     for part, pixels in (("test", images.test), ("train", images.train[:SOME])):
         x = to_float(pixels)
-        found[part] = _plane(model, x) if model.D == 2 else _importance(model, x[:1000])
+        found[part] = _plane(model, x) if model.D == 2 else _importance(model, x[:1000], own=part == "test")
     if model.D == 2:
         x = to_float(images.test[:OWN])
         found["test"]["approximation"] = _mean(inference_gap(model, x, start=main_island(model, x)).approximation)
@@ -166,14 +166,17 @@ def _plane(model: PlanarVAE, x: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _importance(model: PlanarVAE, x: Tensor) -> dict[str, Any]:
-    """The ELBO and importance-sampled log p(x), with the encoder's q and with each image's own, from there."""
+def _importance(model: PlanarVAE, x: Tensor, own: bool) -> dict[str, Any]:
+    """The ELBO and importance-sampled log p(x), with the encoder's q and with each image's own, ascended from there."""
     with measuring(model), repeatable(x, seed=0):
         found: dict[str, Any] = {"images": len(x), "samples": SAMPLES}
-        encoded = model.encode(x)
-        for name, q in (("encoder", encoded), ("own", own_posterior(model, x, encoded))):
+        posteriors = {"encoder": model.encode(x)}
+        if own:
+            posteriors["own"] = own_posterior(model, x, posteriors["encoder"])
+        for name, q in posteriors.items():
             found[f"{name}: ELBO"] = _mean(model.elbo_draws(x, q, DRAWS).mean(dim=0))
-            found[f"{name}: log p(x)"] = _mean(importance_log_px(model, x, SAMPLES, q).log_px)
+            estimate = importance_log_px(model, x, SAMPLES, q)
+            found[f"{name}: log p(x)"], found[f"{name}: error of an image"] = _mean(estimate.log_px), estimate.error.mean().item()
         return found
 
 

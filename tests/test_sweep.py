@@ -149,7 +149,9 @@ def test_more_than_two_latents_are_measured_by_importance_sampling(
     assert "binarised" in found["data"]
     for part in found["results"].values():
         assert part["encoder: ELBO"][0] < part["encoder: log p(x)"][0] < 0
-        assert part["encoder: ELBO"][0] < part["own: ELBO"][0] < part["own: log p(x)"][0] + 1
+        assert 0 < part["encoder: error of an image"] < 1
+    test = found["results"]["test"]
+    assert test["encoder: ELBO"][0] < test["own: ELBO"][0] < test["own: log p(x)"][0] + 1
 
 
 def test_binary_runs_train_on_grey_and_are_measured_on_binary_images() -> None:
