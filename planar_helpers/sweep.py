@@ -176,7 +176,8 @@ def _importance(model: PlanarVAE, x: Tensor, own: bool) -> dict[str, Any]:
         for name, q in posteriors.items():
             found[f"{name}: ELBO"] = _mean(model.elbo_draws(x, q, DRAWS).mean(dim=0))
             estimate = importance_log_px(model, x, SAMPLES, q)
-            found[f"{name}: log p(x)"], found[f"{name}: error of an image"] = _mean(estimate.log_px), estimate.error.mean().item()
+            found[f"{name}: log p(x)"] = _mean(estimate.log_px)
+            found[f"{name}: error of an image"] = estimate.error.mean().item()
         return found
 
 
