@@ -102,7 +102,7 @@ def execute(path: Path, progress: Progress, running: list[NotebookClient]) -> nb
         client = OwnKernel(
             notebook,
             timeout=None,
-            resources={"metadata": {"path": str(HERE)}, "folder": folder},
+            resources={"metadata": {"path": str(path.parent)}, "folder": folder},
             record_timing=False,
             store_widget_state=False,
             coalesce_streams=True,
@@ -181,7 +181,7 @@ def execute_all(paths: list[Path], target: Path, jobs: int) -> tuple[dict[str, f
         except Lost as error:
             wrong.append(str(error))
         else:
-            with run.replacing(target / path.name) as temporary:
+            with run.replacing(target / path.relative_to(HERE)) as temporary:
                 temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
             minutes[path.stem] = (time.monotonic() - start) / 60
 
@@ -205,7 +205,7 @@ def main() -> int:
     if arguments.minutes:
         return restate.main([])
     names = tuple(name for words in arguments.names for name in words.split(","))
-    paths = [path for path in sorted(HERE.glob("[0-9][0-9]_*.ipynb")) if not names or path.stem.startswith(names)]
+    paths = [path for path in restate.series() if not names or path.stem.startswith(names)]
     unknown = [name for name in names if not any(path.stem.startswith(name) for path in paths)]
     if unknown or arguments.jobs < 1:
         parser.error(

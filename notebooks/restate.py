@@ -7,8 +7,8 @@ A comment above a table or a paragraph of Markdown says where its numbers come f
 
 The first fills a table: each row's and column's part of a stored name, in order; an error that is stored goes beside
 its value. The second fills the decimals of a paragraph, one after the other; |...| prints a size without its sign.
-The minutes come from figures/results/minutes.json, which execute.py records. With --check nothing is written: it says
-what is out of date.
+The minutes of computing come from figures/results/minutes.json, which execute.py records; those of reading are counted
+here. With --check nothing is written: it says what is out of date.
 """
 
 import argparse
@@ -29,7 +29,37 @@ from planar_helpers import run  # noqa: E402
 READMES = (ROOT / "README.md", ROOT / "figures" / "README.md")
 DECIMAL = r"[−-]?\d+\.\d+"
 WORDS = {1: "one core", 2: "two cores"}
-OPENER = r"\*\*Minutes, [\w ]+ cores?:\*\* [\d.]+ at the quick budget, [\d.]+ at the full one\."
+OPENER = (
+    r"\*\*Minutes:\*\* \d+ of reading; of computing on [\w ]+ cores?, "
+    r"[\d.]+ at the quick budget, [\d.]+ at the full one\."
+)
+WORDS_A_MINUTE = 180
+SECONDS = {"equation": 60.0, "line": 7.3}  # fitted once: a reader's 9 1/2 hours for 00 to 06 of commit b81eaa1
+
+
+def series(folder: Path = HERE) -> list[Path]:
+    """The notebooks in the order of reading: the core, then what goes deeper."""
+    return [*sorted(folder.glob("[0-9][0-9]_*.ipynb")), *sorted((folder / "deeper").glob("D[0-9]_*.ipynb"))]
+
+
+def reading_minutes(cells: list[dict]) -> int:
+    """How long the cells take to read: words, displayed equations and lines of code; folded parts are not counted."""
+    words, equations, lines = 0, 0, 0
+    for cell in cells:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            lines += sum(bool(line.strip()) for line in text.splitlines())
+            continue
+        text = re.sub(r"<details>.*?</details>", "", text, flags=re.S)
+        equations += len(re.findall(r"\$\$.*?\$\$", text, flags=re.S))
+        text = re.sub(r"\$\$.*?\$\$|\]\([^)]*\)", " ", text, flags=re.S)
+        words += len(text.split())
+    return round(words / WORDS_A_MINUTE + (equations * SECONDS["equation"] + lines * SECONDS["line"]) / 60)
+
+
+def read_in() -> dict[str, int]:
+    """Minutes of reading by stem."""
+    return {path.stem: reading_minutes(json.loads(path.read_text(encoding="utf-8"))["cells"]) for path in series()}
 
 
 def load(stem: str) -> dict | None:
@@ -113,18 +143,21 @@ def spell(minutes: float) -> str:
     return f"{minutes:.0f}" if minutes >= 9.95 else f"{max(minutes, 0.1):.1f}"
 
 
-def restate_minutes(text: str, stem: str | None, recorded: dict | None) -> str:
-    """Fill in the recorded minutes: an opener's sentence, a table's column "minutes …", a line "*Minutes: …*"."""
+def restate_minutes(text: str, stem: str | None, recorded: dict | None, reading: dict[str, int]) -> str:
+    """Fill in the minutes: an opener's sentence, a table's columns "reading" and "minutes …", a line "*Minutes: …*"."""
     if not recorded or not {"quick", "full"} <= set(recorded):
         return text
     quick, full = recorded["quick"], recorded["full"]
     if stem in quick["notebooks"] and stem in full["notebooks"]:
         both = spell(quick["notebooks"][stem]), spell(full["notebooks"][stem])
         cores = WORDS.get(full["cores"], f"{full['cores']} cores")
-        said = f"**Minutes, {cores}:** {both[0]} at the quick budget, {both[1]} at the full one."
+        said = (
+            f"**Minutes:** {reading[stem]} of reading; of computing on {cores}, {both[0]} at the quick budget, "
+            f"{both[1]} at the full one."
+        )
         text = re.sub(OPENER, said, text)
     text = re.sub(r"^\*Minutes: .*\*$", summary(quick, full), text, flags=re.M)
-    return "\n".join(_minutes_column(text.split("\n"), quick["notebooks"], full["notebooks"]))
+    return "\n".join(_minutes_column(text.split("\n"), quick["notebooks"], full["notebooks"], reading))
 
 
 def summary(quick: dict, full: dict) -> str:
@@ -138,18 +171,23 @@ def summary(quick: dict, full: dict) -> str:
     return f"*Minutes: {'; '.join(runs)}. A notebook's own count holds the trainings that it did itself.*"
 
 
-def _minutes_column(lines: list[str], quick: dict[str, float], full: dict[str, float]) -> Iterator[str]:
-    column, both = None, False
+def _minutes_column(
+    lines: list[str], quick: dict[str, float], full: dict[str, float], reading: dict[str, int]
+) -> Iterator[str]:
+    column, both, reads = None, False, None
     for line in lines:
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else []
         heads = [i for i, cell in enumerate(cells) if cell.startswith("minutes")]
-        link = re.search(r"\(?(?:notebooks/)?(\d\d_\w+)\.ipynb", line)
+        link = re.search(r"((?:\d\d|D\d)_\w+)\.ipynb", line)
         if not cells:
-            column = None
+            column = reads = None
         elif heads:
             column, both = heads[0], "full" in cells[heads[0]]
+            reads = cells.index("reading") if "reading" in cells else None
         elif column is not None and link and link[1] in quick and link[1] in full:
             cells[column] = spell(quick[link[1]]) + (f" / {spell(full[link[1]])}" if both else "")
+            if reads is not None:
+                cells[reads] = str(reading[link[1]])
             line = f"| {' | '.join(cells)} |"
         yield line
 
@@ -189,15 +227,15 @@ def processor() -> str:
 
 def restated(path: Path) -> str:
     """The content that a README or a notebook should have."""
-    text, recorded = path.read_text(encoding="utf-8"), load("minutes")
+    text, recorded, reading = path.read_text(encoding="utf-8"), load("minutes"), read_in()
     if path.suffix == ".md":
-        return restate_minutes(restate_numbers(text), None, recorded)
+        return restate_minutes(restate_numbers(text), None, recorded, reading)
     notebook = json.loads(text)
     changed = False
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             source = "".join(cell["source"])
-            new = restate_minutes(source, path.stem, recorded)
+            new = restate_minutes(source, path.stem, recorded, reading)
             changed |= new != source
             cell["source"] = new.splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n" if changed else text
@@ -209,7 +247,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, say what is out of date")
     check = parser.parse_args(words).check
     stale = 0
-    for path in (*READMES, *sorted(HERE.glob("[0-9][0-9]_*.ipynb"))):
+    for path in (*READMES, *series()):
         new = restated(path)
         if new != path.read_text(encoding="utf-8"):
             stale += 1

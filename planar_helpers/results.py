@@ -87,5 +87,5 @@ def save_numbers(
 
 
 def _check_stem(name: str) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"\d\d_\w+", name):
-        raise ValueError(f'name must be a stem "NN_slug", got {name!r}')
+    if not isinstance(name, str) or not re.fullmatch(r"(\d\d|D\d)_\w+", name):
+        raise ValueError(f'name must be a stem "NN_slug" or "Dn_slug", got {name!r}')

@@ -35,6 +35,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "notebooks"))
+import restate  # noqa: E402  (a script, not a package)
+
 OUT = Path(os.environ.get("PLANAR_FIGURES") or ROOT / "build").absolute() / "browser"
 CHROMIUM_ARGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -305,7 +308,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one notebook to run (default 900)")
     arguments = parser.parse_args()
     names = tuple(arguments.names or ["02"])
-    paths = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    paths = restate.series()
     paths = [path for path in paths if arguments.all or path.stem.startswith(names)]
     if not paths:
         parser.error(f"names must be of notebooks in notebooks/, got {list(names)}")

@@ -60,6 +60,6 @@ def test_stored_numbers_say_what_made_them(path: Path) -> None:
     assert content["numbers"]
     for entry in content["numbers"].values():
         assert {"value", "tolerance"} <= set(entry) <= {"value", "tolerance", "error"} and entry["tolerance"] > 0
-    notebooks = "".join(notebook.read_text(encoding="utf-8") for notebook in (ROOT / "notebooks").glob("*.ipynb"))
+    notebooks = "".join(notebook.read_text(encoding="utf-8") for notebook in (ROOT / "notebooks").rglob("*.ipynb"))
     assert path.stem in notebooks, f"no notebook writes {path.name}"
     assert f"results/{path.name}" in (FIGURES / "README.md").read_text(encoding="utf-8")

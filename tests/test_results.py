@@ -226,7 +226,7 @@ def test_the_readmes_state_the_stored_numbers() -> None:
         assert restate.restated(path) == path.read_text(encoding="utf-8"), f"{path.name}: run make readme"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", restate.series(), ids=lambda path: path.stem)
 def test_the_notebooks_state_the_recorded_minutes(path: Path) -> None:
     assert restate.restated(path) == path.read_text(encoding="utf-8"), f"{path.name}: run make readme"
 
@@ -294,20 +294,33 @@ TIMED = {
 
 
 def test_the_minutes_are_stated_in_one_sentence_one_column_one_line() -> None:
-    opener = "# 08\n\n**Minutes, two cores:** 1 at the quick budget, 99 at the full one. Most of it training."
-    stated = restate.restate_minutes(opener, "08_exact_posterior", TIMED)
-    assert "**Minutes, two cores:** 4.0 at the quick budget, 48 at the full one. Most of it training." in stated
-    assert restate.restate_minutes(opener, "01_other", TIMED) == opener
-    assert restate.restate_minutes(opener, "08_exact_posterior", None) == opener
-    for head, cell in (("minutes, quick / full", "0.1 / 0.5"), ("minutes, quick", "0.1")):
-        table = (
-            f"| notebook | {head} | figure |\n|---|---|---|\n| [00](00_start_here.ipynb) | ? | x |\n| no link | ? | x |"
-        )
-        assert f"| [00](00_start_here.ipynb) | {cell} | x |\n| no link | ? | x |" in restate.restate_minutes(
-            table, None, TIMED
-        )
-    line = restate.restate_minutes("a\n*Minutes: old.*\nb", None, TIMED)
+    reading = {"00_start_here": 12, "08_exact_posterior": 20, "01_other": 7}
+    computing = "of computing on two cores, {} at the quick budget, {} at the full one. Most of it training."
+    opener = f"# 08\n\n**Minutes:** 3 of reading; {computing.format(1, 99)}"
+    stated = restate.restate_minutes(opener, "08_exact_posterior", TIMED, reading)
+    assert f"**Minutes:** 20 of reading; {computing.format('4.0', 48)}" in stated
+    assert restate.restate_minutes(opener, "01_other", TIMED, reading) == opener
+    assert restate.restate_minutes(opener, "08_exact_posterior", None, reading) == opener
+    for head, cells in (
+        ("minutes, quick / full", "0.1 / 0.5"),
+        ("minutes, quick", "0.1"),
+        ("reading | minutes, quick", "12 | 0.1"),
+    ):
+        blank = " | ".join("?" for _ in head.split("|"))
+        rows = "| [00](00_start_here.ipynb) | {} | x |\n" + f"| no link | {blank} | x |"
+        table = f"| notebook | {head} | figure |\n|---|---|---|\n{rows.format(blank)}"
+        filled = restate.restate_minutes(table, None, TIMED, reading)
+        assert rows.format(cells) in filled
+    line = restate.restate_minutes("a\n*Minutes: old.*\nb", None, TIMED, reading)
     assert "1.0 in all at the quick budget" in line and "12 in all at the full" in line and line.endswith("*\nb")
+
+
+def test_reading_is_counted_in_words_equations_and_lines_and_folded_answers_are_not() -> None:
+    words = {"cell_type": "markdown", "source": ["word " * 360, "$$\n x = 1 \n$$"]}
+    folded = {"cell_type": "markdown", "source": ["<details>\n", "word " * 900, "\n$$ y $$\n</details>"]}
+    code = {"cell_type": "code", "source": ["a = 1\n", "\n", "b = 2"]}
+    assert restate.reading_minutes([words]) == 3 and restate.reading_minutes([words, folded]) == 3
+    assert restate.reading_minutes([words, *[code] * 10]) == round(3 + 20 * restate.SECONDS["line"] / 60)
 
 
 def test_minutes_are_recorded_with_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
