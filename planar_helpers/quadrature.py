@@ -142,7 +142,7 @@ def main_island(model: PlanarVAE, x: Tensor, K: int | None = None) -> FlowPoster
     So it is a start for `own_posterior` that lies where the posterior does, whatever the encoder says.
 
     Shapes: x (B, d_x); the result's as `FlowPosterior`. Raises ValueError for D ≠ 2 or K < 0. Derived in:
-    notebooks/08_exact_posterior, section "Where does the flow matter most, and where least?".
+    notebooks/08_exact_posterior, section "What can the family do?".
     """
     check_plane(model, x, "main_island")
     K = (model.K if model.family == "planar" else 0) if K is None else K
