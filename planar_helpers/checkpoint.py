@@ -10,12 +10,13 @@ import inspect
 import io
 import json
 import os
+import reprlib
 import sys
 import textwrap
 import tokenize
 import zipfile
 import zlib
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from operator import attrgetter
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,13 +26,13 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from planar_helpers.run import replacing, say
+from planar_helpers.run import folder, replacing, say
 
 State = dict[str, Any]
 # What the bytes of no checkpoint, or of half of one, make of zipfile, torch.load and the parts that they are put into.
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, UnpicklingError, EOFError, OSError, RuntimeError, ArithmeticError, LookupError,
-    TypeError, ValueError, AttributeError,
+    TypeError, ValueError, AttributeError, MemoryError,
 )  # fmt: skip
 
 
@@ -46,6 +47,7 @@ class Checkpoint:
             raise FileNotFoundError(f"checkpoint must lie in an existing folder, got {str(path)!r}")
         if self.path is not None and self.path.exists() and not self.path.is_file():
             raise ValueError(f"checkpoint must name a file, got {str(path)!r}, which is none")
+        self.failed = (self.path or folder("runs").absolute() / "fit").with_suffix(".failed")
 
     def find(self, epochs: int) -> Path | None:
         """Return the file to go on from in a run of so many epochs, if there is one."""
@@ -66,23 +68,32 @@ class Checkpoint:
     ) -> int:
         """Restore the run, random stream included, if a file of it is there; return the epoch to go on from.
 
-        Raises ValueError for a damaged file, or one of another or of a longer run; OSError if it cannot be read.
+        From here on `Watch` looks at each step. Raises ValueError for a damaged file, or one of another or of a longer
+        run; OSError if it cannot be read.
         """
+        Watch(self, model, optimizer, means)
         path = self.find(epochs)
         if path is None:
             return 0
         content = io.BytesIO(path.read_bytes())
         try:
-            if zipfile.ZipFile(content).testzip() is not None:  # torch.load does not look at the checksums
-                raise ValueError("a checksum differs")
+            archive = zipfile.ZipFile(content)  # torch.load looks at no checksum, and unpacks as much as it is given
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size or archive.testzip():
+                raise ValueError("a bomb, or a checksum that differs")
             content.seek(0)
             state = torch.load(content, map_location="cpu", weights_only=True)  # never unpickles: it may be anyone's
             there, length = state["settings"], len(state["means"]["train"])
-            names = [name for name in sorted({**there, **settings}) if there.get(name) != settings.get(name)]
-            different = [f"{name} is {there.get(name)!r} there, {settings.get(name)!r} here" for name in names]
+            different = [
+                f"{name} is {reprlib.repr(there.get(name))} there, {reprlib.repr(settings.get(name))} here"
+                for name in sorted({**there, **settings})
+                if there.get(name) != settings.get(name)
+            ]
             different += [f"it has {length} epochs, more than the {epochs} asked for"] * (length > epochs)
             if not different:
                 model.load_state_dict(state["model"])
+                averages = [average for each in state["optimizer"]["state"].values() for average in each.values()]
+                if sum(map(torch.numel, [*averages, *state["means"].values()])) > path.stat().st_size:
+                    raise ValueError("a small file can hold a tensor without end")
                 optimizer.load_state_dict(state["optimizer"])
                 means.update({part: [row.clone() for row in state["means"][part]] for part in ("train", "test")})
                 cpu, *cuda = state["rng"]
@@ -114,7 +125,7 @@ class Run(Checkpoint):
 
     def __init__(self, folder: Path, name: str, asked: int) -> None:
         self.folder, self.name, self.asked = folder.absolute(), name, asked
-        self.writable = True
+        self.failed, self.writable = self.folder / f"{name}.failed", True
 
     def finished(self, epochs: int) -> Path:
         """Return the name of the file of the run after so many epochs."""
@@ -124,8 +135,10 @@ class Run(Checkpoint):
         """Return the file of the most epochs that are not more than those asked for, if there is one."""
         lengths = {length: path for length, path in self._files() if length <= epochs}
         path = lengths[max(lengths)] if lengths else None
-        if path is not None and path == self.finished(epochs).with_suffix(".unfinished") and self.writable:
-            path = path.replace(self.finished(epochs))  # what a longer run left unfinished is now asked for
+        with suppress(OSError):  # it may be a disk that is only read
+            if path == self.finished(epochs).with_suffix(".unfinished"):
+                path = path.replace(self.finished(epochs))  # what a longer run left unfinished is now asked for
+            self._tidy(max(lengths, default=0))  # whoever wrote it may have been killed before that
         return path
 
     def keep(self, state: State, epochs: int) -> None:
@@ -136,33 +149,88 @@ class Run(Checkpoint):
         path = self.finished(epochs)
         try:
             _write(state, path if whole or epochs == self.asked else path.with_suffix(".unfinished"))
-            for length, old in self._files():
-                if length < epochs and old.suffix == ".unfinished":
-                    old.unlink(missing_ok=True)
+            self._tidy(epochs)
         except OSError as error:
             self._give_up(error)
 
     def lock(self) -> AbstractContextManager[Any]:
-        """Wait until no other process trains this run; where the folder cannot be written to, say so and go on."""
+        """Wait until no other process trains this run; where there are no locks, go on: two only take their time."""
         path = self.folder / f"{self.name}.lock"
-        try:
+        with suppress(OSError, NotImplementedError):
             self.folder.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o666)  # the permissions of any new file: a class shares the folder
-            return FileLock(path, mode=path.stat().st_mode & 0o777).acquire()
-        except (OSError, NotImplementedError) as error:
-            self._give_up(error)
-            return nullcontext()
+            # no soft lock in its place: that would take this very file for another's, and wait for ever
+            return FileLock(path, mode=path.stat().st_mode & 0o777, fallback_to_soft=False).acquire()
+        return nullcontext()
 
     def _give_up(self, error: Exception) -> None:
         """Train without keeping anything: a full disk must not cost what was trained."""
         self.writable = False
         say(f"{self.folder} cannot be written to ({_reason(error)}): what is trained from here on is not kept")
 
+    def _tidy(self, epochs: int) -> None:
+        """Remove the files of fewer epochs that were not to be kept."""
+        for length, old in self._files():
+            if length < epochs and old.suffix == ".unfinished":
+                old.unlink(missing_ok=True)
+
     def _files(self) -> list[tuple[int, Path]]:
         """Return (epochs, file) of all that is there, unfinished before finished."""
         paths = [path for end in ("unfinished", "pt") for path in self.folder.glob(f"{self.name}-*.{end}")]
         lengths = [path.stem.removeprefix(f"{self.name}-") for path in paths]
-        return [(int(length), path) for length, path in zip(lengths, paths, strict=True) if length.isdecimal()]
+        return [(int(n), path) for n, path in zip(lengths, paths, strict=True) if n.isdecimal() and path.is_file()]
+
+
+class Watch:
+    """Stops a training at the first step with a number that is not finite, and keeps what repeats that step.
+
+    Looked at are the four terms of each image before the loss is differentiated, and the gradient before Adam takes
+    it: the weights that are kept are those that the step began with. To repeat it:
+
+        step = torch.load(path, weights_only=True)
+        model = PlanarVAE(**step["settings"]).to(step["x"].dtype)
+        model.load_state_dict(step["model"])
+        torch.set_rng_state(step["rng"][0])
+        model.train(step["training"]).elbo_terms(step["x"])
+    """
+
+    def __init__(
+        self, files: Checkpoint, model: Any, optimizer: torch.optim.Optimizer, means: dict[str, list[Tensor]]
+    ) -> None:
+        self.files, self.model, self.means, self.batch = files, model, means, 0
+        model.elbo_terms = self.terms  # on this object only, until the training ends
+        weights = {f"the gradient of {name}": weight for name, weight in model.named_parameters()}
+        optimizer.register_step_pre_hook(
+            lambda *_: self.check({name: w.grad for name, w in weights.items() if w.grad is not None})
+        )
+
+    def terms(self, x: Tensor) -> Any:
+        """Return the model's terms for the images x. Raises FloatingPointError unless they are finite."""
+        self.batch = self.batch + 1 if self.model.training else 0
+        self.step = {
+            "settings": self.model.settings, "training": self.model.training, "x": x,
+            "rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+        }  # fmt: skip
+        terms = type(self.model).elbo_terms(self.model, x)
+        self.check({name: getattr(terms, name) for name in ("log_q0", "sum_ladj", "log_pz", "log_px_z")})
+        return terms
+
+    def check(self, found: dict[str, Tensor]) -> None:
+        """Keep the step, and raise FloatingPointError that names the first that is not finite, unless all is."""
+        bounds = torch.stack([bound for values in found.values() for bound in values.aminmax()])
+        if not bool(bounds.isfinite().all()):
+            weights = {f"the weight {name}": weight for name, weight in self.model.named_parameters()}
+            first = next(name for name, values in (weights | found).items() if not bool(values.isfinite().all()))
+            epochs, where = len(self.means["test"]), f"batch {self.batch}" if self.batch else "the test images"
+            last, kept = self.files.find(epochs), self.files.failed.name
+            try:
+                _write({**self.step, "model": self.model.state_dict()}, self.files.failed)
+            except OSError as error:
+                kept = f"not kept ({_reason(error)})"
+            raise FloatingPointError(
+                f"the loss is not finite in epoch {epochs + 1}, {where}: the first that is not is {first}; lower lr. "
+                f"The last good state is {last.name if last else 'the start'}, this step is {kept}"
+            )
 
 
 def run_name(settings: State) -> str:

@@ -44,7 +44,10 @@ def _undisturbed(loop: Callable[Concatenate[PlanarVAE, P], History]) -> Callable
     def undisturbed(model: PlanarVAE, *args: P.args, **kwargs: P.kwargs) -> History:
         _check_model(model)
         with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            return loop(model, *args, **kwargs)
+            try:
+                return loop(model, *args, **kwargs)
+            finally:
+                vars(model).pop("elbo_terms", None)  # `Watch` was there
 
     return undisturbed
 
@@ -206,8 +209,7 @@ def train_or_load(
     with nullcontext() if run.finished(epochs).is_file() else run.lock():
         history = fit(model, images, checkpoint=run, progress=progress, **fit_settings)
     seed_all(seed)  # whatever is drawn next depends on the seed alone, not on how the model came about
-    named = f"K = {K}" if K == 0 else f"K = {K}, {constraint} u_hat"
-    named = named if family == "planar" else f"{family}, {named}"
+    named = f"{family}, " * (family != "planar") + f"K = {K}" + f", {constraint} u_hat" * (K > 0)
     say(f"{named}: {epochs} epochs on {images.name}, seed {seed}, test ELBO {history.test.elbo[-1]:.2f} nats")
     return model.eval(), history
 
