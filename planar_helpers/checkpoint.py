@@ -87,18 +87,16 @@ class Checkpoint:
                 f"{name} is {reprlib.repr(there.get(name))} there, {reprlib.repr(settings.get(name))} here"
                 for name in sorted({**there, **settings})
                 if there.get(name) != settings.get(name)
-            ]
-            different += [f"it has {length} epochs, more than the {epochs} asked for"] * (length > epochs)
+            ] + [f"it has {length} epochs, more than the {epochs} asked for"] * (length > epochs)
             if not different:
                 model.load_state_dict(state["model"])
-                averages = [average for each in state["optimizer"]["state"].values() for average in each.values()]
-                if sum(map(torch.numel, [*averages, *state["means"].values()])) > path.stat().st_size:
+                tables = [state["means"], *state["optimizer"]["state"].values()]
+                if sum(tensor.numel() for table in tables for tensor in table.values()) > path.stat().st_size:
                     raise ValueError("a small file can hold a tensor without end")
                 optimizer.load_state_dict(state["optimizer"])
                 means.update({part: [row.clone() for row in state["means"][part]] for part in ("train", "test")})
-                cpu, *cuda = state["rng"]
-                torch.set_rng_state(cpu)
-                torch.cuda.set_rng_state_all(cuda[: torch.cuda.device_count()])
+                torch.set_rng_state(state["rng"][0])
+                torch.cuda.set_rng_state_all(state["rng"][1 : 1 + torch.cuda.device_count()])
         except DAMAGE as error:
             raise ValueError(f"checkpoint {path} is damaged: delete it and train again") from error
         if different:
@@ -219,17 +217,16 @@ class Watch:
         """Keep the step, and raise FloatingPointError that names the first that is not finite, unless all is."""
         bounds = torch.stack([bound for values in found.values() for bound in values.aminmax()])
         if not bool(bounds.isfinite().all()):
-            weights = {f"the weight {name}": weight for name, weight in self.model.named_parameters()}
-            first = next(name for name, values in (weights | found).items() if not bool(values.isfinite().all()))
+            found = {**{f"the weight {name}": weight for name, weight in self.model.named_parameters()}, **found}
+            first = next(name for name, values in found.items() if not bool(values.isfinite().all()))
             epochs, where = len(self.means["test"]), f"batch {self.batch}" if self.batch else "the test images"
-            last, kept = self.files.find(epochs), self.files.failed.name
-            try:
-                _write({**self.step, "model": self.model.state_dict()}, self.files.failed)
-            except OSError as error:
-                kept = f"not kept ({_reason(error)})"
+            last, kept = self.files.find(epochs), self.files.failed
+            with suppress(OSError):  # on a full disk the message is all there is
+                _write({**self.step, "model": self.model.state_dict()}, kept)
             raise FloatingPointError(
-                f"the loss is not finite in epoch {epochs + 1}, {where}: the first that is not is {first}; lower lr. "
-                f"The last good state is {last.name if last else 'the start'}, this step is {kept}"
+                f"the loss is not finite in epoch {epochs + 1}, {where}: the first that is not is {first}. Lower lr. "
+                f"The last good state is {last.name if last else 'the start'}; {kept.name}, if there was room for it, "
+                "repeats the step"
             )
 
 
@@ -254,8 +251,8 @@ class Code:
         named = {thing.__qualname__: thing for thing in things}
         self._captured = {name: bytecode(thing) for name, thing in {**named, **constants}.items()}
         self._modules = sorted({thing.__module__ for thing in things})
-        sources = [f"{name}\n{bare(inspect.getsource(thing))}" for name, thing in sorted(named.items())]
-        lines = [*sources, *(f"{name} = {value!r}" for name, value in sorted(constants.items()))]
+        lines = [f"{name}\n{bare(inspect.getsource(thing))}" for name, thing in sorted(named.items())]
+        lines += [f"{name} = {value!r}" for name, value in sorted(constants.items())]
         self._version = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def version(self) -> str:

@@ -86,9 +86,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         temporary.touch(mode=0o666, exist_ok=False)  # less what the umask takes away
         with suppress(OSError):  # another process may remove them, too
-            now = temporary.stat().st_mtime  # the disk's clock, as theirs
             for old in path.parent.glob(f".{'[0-9a-f]' * 16}*"):
-                if old.stat().st_mtime < now - 24 * 3600:
+                if old.stat().st_mtime < temporary.stat().st_mtime - 24 * 3600:  # both by the disk's clock
                     old.unlink()
         yield temporary
         with temporary.open("rb+") as written:
