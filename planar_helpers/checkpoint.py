@@ -180,10 +180,10 @@ class Run(Checkpoint):
 
 
 class Watch:
-    """Stops a training at the first step with a number that is not finite, and keeps what repeats that step.
+    """Stops a training at the first step with a sum that is not finite, and keeps what repeats that step.
 
-    Looked at are the four terms of each image before the loss is differentiated, and the gradient before Adam takes
-    it: the weights that are kept are those that the step began with. To repeat it:
+    Looked at are the four terms before the loss is differentiated, and the gradient before Adam takes it: the weights
+    that are kept are those that the step began with. To repeat it:
 
         step = torch.load(path, weights_only=True)
         model = PlanarVAE(**step["settings"]).to(step["x"].dtype)
@@ -215,10 +215,9 @@ class Watch:
 
     def check(self, found: dict[str, Tensor]) -> None:
         """Keep the step, and raise FloatingPointError that names the first that is not finite, unless all is."""
-        bounds = torch.stack([bound for values in found.values() for bound in values.aminmax()])
-        if not bool(bounds.isfinite().all()):
+        if not bool(torch.stack([values.sum() for values in found.values()]).isfinite().all()):
             found = {**{f"the weight {name}": weight for name, weight in self.model.named_parameters()}, **found}
-            first = next(name for name, values in found.items() if not bool(values.isfinite().all()))
+            first = next(name for name, values in found.items() if not bool(values.sum().isfinite()))
             epochs, where = len(self.means["test"]), f"batch {self.batch}" if self.batch else "the test images"
             last, kept = self.files.find(epochs), self.files.failed
             with suppress(OSError):  # on a full disk the message is all there is
