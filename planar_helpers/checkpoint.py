@@ -83,7 +83,7 @@ class Checkpoint:
             content.seek(0)
             state = torch.load(content, map_location="cpu", weights_only=True)  # never unpickles: it may be anyone's
             there, length = state["settings"], len(state["means"]["train"])
-            different = [
+            different = [  # shown short: what stands there may be anything
                 f"{name} is {reprlib.repr(there.get(name))} there, {reprlib.repr(settings.get(name))} here"
                 for name in sorted({**there, **settings})
                 if there.get(name) != settings.get(name)
@@ -175,8 +175,11 @@ class Run(Checkpoint):
     def _files(self) -> list[tuple[int, Path]]:
         """Return (epochs, file) of all that is there, unfinished before finished."""
         paths = [path for end in ("unfinished", "pt") for path in self.folder.glob(f"{self.name}-*.{end}")]
-        lengths = [path.stem.removeprefix(f"{self.name}-") for path in paths]
-        return [(int(n), path) for n, path in zip(lengths, paths, strict=True) if n.isdecimal() and path.is_file()]
+        return [
+            (int(length), path)
+            for path in paths
+            if (length := path.stem.removeprefix(f"{self.name}-")).isdecimal() and path.is_file()
+        ]
 
 
 class Watch:
@@ -197,9 +200,10 @@ class Watch:
     ) -> None:
         self.files, self.model, self.means, self.batch = files, model, means, 0
         model.elbo_terms = self.terms  # on this object only, until the training ends
-        weights = {f"the gradient of {name}": weight for name, weight in model.named_parameters()}
         optimizer.register_step_pre_hook(
-            lambda *_: self.check({name: w.grad for name, w in weights.items() if w.grad is not None})
+            lambda *_: self.check(
+                {f"the gradient of {name}": w.grad for name, w in model.named_parameters() if w.grad is not None}
+            )
         )
 
     def terms(self, x: Tensor) -> Any:
@@ -216,7 +220,7 @@ class Watch:
     def check(self, found: dict[str, Tensor]) -> None:
         """Keep the step, and raise FloatingPointError that names the first that is not finite, unless all is."""
         if not bool(torch.stack([values.sum() for values in found.values()]).isfinite().all()):
-            found = {**{f"the weight {name}": weight for name, weight in self.model.named_parameters()}, **found}
+            found = {f"the weight {name}": weight for name, weight in self.model.named_parameters()} | found
             first = next(name for name, values in found.items() if not bool(values.sum().isfinite()))
             epochs, where = len(self.means["test"]), f"batch {self.batch}" if self.batch else "the test images"
             last, kept = self.files.find(epochs), self.files.failed
@@ -231,8 +235,8 @@ class Watch:
 
 def run_name(settings: State) -> str:
     """Return the stem of the run's files: what a reader looks for, then a hash of all settings."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return f"K{settings['K']}-{settings['constraint']}-{digest[:10]}"
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    return f"K{settings['K']}-{settings['constraint']}-{digest.hexdigest()[:10]}"
 
 
 def pixels_version(*parts: Tensor) -> list[str]:
@@ -256,8 +260,7 @@ class Code:
 
     def version(self) -> str:
         """Return the digest of the source. Raise RuntimeError if something that was captured is other code by now."""
-        for name in self._modules:
-            module = sys.modules[name]
+        for name, module in ((name, sys.modules[name]) for name in self._modules):
             for thing, code in self._captured.items():
                 if thing.split(".")[0] in vars(module) and bytecode(attrgetter(thing)(module)) != code:
                     raise RuntimeError(

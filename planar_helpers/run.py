@@ -67,8 +67,9 @@ def folder(kind: str) -> Path:
     if kind == "results":
         return folder("figures") / "results"
     checkout = Path(__file__).resolve().parent.parent
-    in_checkout = (checkout / "pyproject.toml").is_file() and (checkout / "notebooks").is_dir()
-    return checkout / kind if in_checkout else Path(kind)
+    return (
+        checkout / kind if all((checkout / name).exists() for name in ("pyproject.toml", "notebooks")) else Path(kind)
+    )
 
 
 @contextmanager

@@ -219,8 +219,7 @@ def epochs_for(images: Images) -> int:
 
     The digits are forty times fewer, so an epoch is forty times shorter: 400 and 100 there.
     """
-    mnist = len(images.train) > 10_000
-    return by_budget(quick=3, full=100) if mnist else by_budget(quick=100, full=400)
+    return by_budget(quick=3, full=100) if len(images.train) > 10_000 else by_budget(quick=100, full=400)
 
 
 # What decides a trained model's numbers, and so its files' name. Listed by name: moving one is an error here.
