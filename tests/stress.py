@@ -62,7 +62,7 @@ def main() -> int:
     if code == 0 and not rest:
         page = ROOT / "tests" / "README.md"
         minutes = (time.monotonic() - begin) / 60
-        said = f"{arguments.kills} kills asked for, seed {arguments.seed}, profile {arguments.examples}, {minutes:.0f} minutes"
+        said = f"{arguments.kills} kills, seed {arguments.seed}, profile {arguments.examples}, {minutes:.0f} minutes"
         text = page.read_text(encoding="utf-8")
         new = "\n".join(["<!-- stress -->", f"*By `make stress`: {said}.*", "", *table(lines), "<!-- end -->"])
         page.write_text(re.sub(r"<!-- stress -->.*<!-- end -->", lambda _: new, text, flags=re.S), encoding="utf-8")
