@@ -81,7 +81,8 @@ def fit(
     result bit for bit. Autocast, no_grad and inference_mode have no say here.
 
     Raises ValueError or TypeError for bad settings or data, or a checkpoint of another run; OSError if the checkpoint
-    cannot be written; FloatingPointError if the loss stops being finite. Labels are never looked at.
+    cannot be written; FloatingPointError at the first step that is not finite, which is kept (`checkpoint.Watch` says
+    how to repeat it). Labels are never looked at.
     Source: the post's settings. Derived in: notebooks/07_train_the_vae, section "How is it trained?".
     """
     given: dict[str, Any] = {
