@@ -22,7 +22,7 @@ BUILD ?= $(or $(PLANAR_FIGURES),$(CURDIR)/build)
 CLEAN := env -u PYTHONPATH -u PYTHONWARNINGS -u MPLBACKEND OMP_NUM_THREADS=1 HYPOTHESIS_STORAGE_DIRECTORY="$(BUILD)/hypothesis"
 
 .DEFAULT_GOAL := help
-.PHONY: help environment figures test lab notebooks readme sweep bench mutants browser clean
+.PHONY: help environment figures test lab notebooks readme sweep bench mutants stress versions browser clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,17 @@ bench: environment  ## Compare speeds in one run, as ratios
 
 mutants: environment  ## Change the package in small ways and see a test fail for each
 	$(CLEAN) "$(BIN)/python" tests/mutants.py
+
+stress: environment  ## Kill, fill, starve and attack it, at full counts, and write the table in tests/README.md
+	$(CLEAN) "$(BIN)/python" tests/stress.py --jobs "$(JOBS)"
+
+# Beside the project's own environment, removed afterwards: the oldest PyTorch that pyproject.toml allows.
+OLDEST = $(shell sed -n 's/^ *"\(torch[a-z]*\)>=\([0-9.]*\)",/\1==\2.*/p' pyproject.toml)
+versions:  ## Run the unit tests with the oldest PyTorch that pyproject.toml allows (downloads it; Python 3.11 or 3.12)
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && "$(PYTHON)" -m venv "$$folder" && \
+		"$$folder/bin/python" -m pip install -qq $(OLDEST) "numpy<2.3" $(if $(filter-out 1,$(CPU)),$(CPU),) && \
+		"$$folder/bin/python" -m pip install -qq -e ".[test,lab]" && \
+		$(CLEAN) "$$folder/bin/python" -m pytest -q -n "$(JOBS)" --dist=loadfile -p no:cacheprovider tests planar_helpers
 
 browser: environment  ## Move the panel of notebook 02, and use `make lab`, in a real browser (needs Chromium)
 	"$(BIN)/python" -m pip install -qq -e ".[browser]"

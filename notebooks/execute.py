@@ -259,4 +259,7 @@ def shown(path: Path) -> str:
 
 
 if __name__ == "__main__":
+    from planar_helpers.__main__ import stop_on_signals
+
+    stop_on_signals("execute.py")  # the trainings go on from their last epochs
     sys.exit(main())
