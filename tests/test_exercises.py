@@ -1,4 +1,4 @@
-"""The exercise checkers: right answers pass in three styles, each known slip fails and is named, and the rest is told."""
+"""The exercise checkers: right answers pass in three styles, known slips fail and are named, the rest is told."""
 
 import math
 import re
@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent, Normal
+from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
 
 from planar_helpers import checks, elbo, planar
 from planar_helpers.checks import EXERCISES, Exercise, Wrong, check
@@ -105,13 +105,15 @@ def newton_inverse(z_next: Tensor, w: Tensor, u: Tensor, b: Tensor) -> Tensor:
 
 
 STYLES: list[tuple[str, Callable]] = [
-    ("A1.step", loop_step), ("A1.step", einsum_step), ("A1.step", lambda z, w, u, b: z + torch.outer((z @ w + b).tanh(), u)),
+    ("A1.step", loop_step), ("A1.step", einsum_step),
+    ("A1.step", lambda z, w, u, b: z + torch.outer((z @ w + b).tanh(), u)),
     ("A1.ladj", loop_ladj), ("A1.ladj", slogdet_ladj),
     ("A1.ladj", lambda z, w, u, b: (1 + w @ u / torch.cosh(z @ w + b) ** 2).abs().log()),
     ("A1.chain", loop_chain), ("A1.log_qK", torch_log_qK), ("A1.squares", cross_squares),
     ("A2.m", lambda s: F.softplus(s) - 1), ("A2.m", lambda s: torch.logaddexp(s, torch.zeros_like(s)) - 1),
     ("A2.u_hat", loop_u_hat), ("A2.u_hat", einsum_u_hat),
-    ("A2.u_hat", lambda w, u: u + (F.softplus((w * u).sum(1)) - 1 - (w * u).sum(1))[:, None] * w / w.norm(dim=1)[:, None] ** 2),
+    ("A2.u_hat", lambda w, u: u + (F.softplus((w * u).sum(1)) - 1 - (w * u).sum(1))[:, None]
+                                   * w / w.norm(dim=1)[:, None] ** 2),
     ("A2.inverse", newton_inverse),
     ("A3.log_px_z", lambda x, logits: torch.einsum("bi,bi->b", x, logits) - F.softplus(logits, threshold=50).sum(1)),
     ("A3.log_px_z", lambda x, logits: Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(-1)),
@@ -119,7 +121,7 @@ STYLES: list[tuple[str, Callable]] = [
                                                    for l, x_ in zip(logits, x, strict=True)])),
     ("A3.log_q0", lambda z, mu, logvar: Independent(Normal(mu, (logvar / 2).exp()), 1).log_prob(z)),
     ("A3.log_q0", lambda z, mu, logvar: -0.5 * (math.log(2 * math.pi) + logvar + (z - mu) ** 2 / logvar.exp()).sum(1)),
-    ("A3.log_q0", lambda z, mu, logvar: torch.distributions.MultivariateNormal(mu, torch.diag_embed(logvar.exp())).log_prob(z)),
+    ("A3.log_q0", lambda z, mu, logvar: MultivariateNormal(mu, torch.diag_embed(logvar.exp())).log_prob(z)),
     ("A3.log_pz", lambda z: -0.5 * torch.einsum("bd,bd->b", z, z) - z.shape[1] / 2 * math.log(2 * math.pi)),
     ("A3.kl", lambda mu, logvar: 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(-1)),
     ("A3.log_mean_exp", lambda draws: torch.logsumexp(draws, 0) - math.log(len(draws))),
