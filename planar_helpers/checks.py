@@ -228,7 +228,29 @@ def _held(name: str, exercise: Exercise, answer: Callable[..., Any], seed: int) 
 
 def _call(name: str, answer: Callable[..., Any], trial: tuple[Any, ...], allowed: tuple[str, ...] = ()) -> tuple:
     """Return the answer's values as a tuple, each free of gradients, or say in a sentence why there are none."""
-    given, called = _copy(trial), set()
+    given = _copy(trial)
+    try:
+        values, called = watched(answer, given)
+    except NotImplementedError:
+        raise Wrong(f"{name}: not written yet.") from None
+    except Exception as error:  # noqa: BLE001  (whatever a student's code raises is answered in a sentence)
+        line = _line_of(error)
+        raise Wrong(f"{name}: your code raised {type(error).__name__}: {error}{line}.") from None
+    if called - set(allowed):
+        names = ", ".join(sorted(called - set(allowed)))
+        raise Wrong(f"{name}: this calls the package ({names}). Write the formula yourself.")
+    for i, (mine, yours) in enumerate(zip(trial, given, strict=True)):
+        if isinstance(mine, Tensor) and not torch.equal(mine, yours):
+            raise Wrong(f"{name}: your code changed its argument number {i + 1} in place. Work on a copy.")
+    return tuple(v.detach() if isinstance(v, Tensor) else v for v in _tuple(values))
+
+
+def watched(answer: Callable[..., Any], given: tuple[Any, ...]) -> tuple[Any, set[str]]:
+    """Return answer(*given), and the names of the package's functions that it called itself.
+
+    An answer that runs in another process, as when it is graded, keeps them in its attribute `called`.
+    """
+    called: set[str] = set()
 
     def watch(frame: Any, event: str, _: Any) -> None:
         module = frame.f_globals.get("__name__", "")
@@ -238,24 +260,12 @@ def _call(name: str, answer: Callable[..., Any], trial: tuple[Any, ...], allowed
                 called.add(frame.f_code.co_name)
 
     before = sys.getprofile()
+    sys.setprofile(watch)
     try:
-        sys.setprofile(watch)
         values = answer(*given)
-    except NotImplementedError:
-        raise Wrong(f"{name}: not written yet.") from None
-    except Exception as error:  # noqa: BLE001  (whatever a student's code raises is answered in a sentence)
-        line = _line_of(error)
-        raise Wrong(f"{name}: your code raised {type(error).__name__}: {error}{line}.") from None
     finally:
         sys.setprofile(before)
-    called |= set(getattr(answer, "called", ()))  # the grader asks from another process
-    if called - set(allowed):
-        names = ", ".join(sorted(called - set(allowed)))
-        raise Wrong(f"{name}: this calls the package ({names}). Write the formula yourself.")
-    for i, (mine, yours) in enumerate(zip(trial, given, strict=True)):
-        if isinstance(mine, Tensor) and not torch.equal(mine, yours):
-            raise Wrong(f"{name}: your code changed its argument number {i + 1} in place. Work on a copy.")
-    return tuple(v.detach() if isinstance(v, Tensor) else v for v in _tuple(values))
+    return values, called | set(getattr(answer, "called", ()))
 
 
 def _line_of(error: BaseException) -> str:
