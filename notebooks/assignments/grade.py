@@ -295,34 +295,64 @@ def judge(code: str, person: Student) -> str:
     return ""
 
 
+def identified(cells: list[dict[str, Any]], copy: list[dict[str, Any]]) -> list[str]:
+    """Return which cell of the student's copy each submitted cell is, "" for a cell of the student's own.
+
+    By its name in the metadata or its id; where an editor has dropped both, by its text, by the function it defines,
+    or, for a written answer, by the cell above it.
+    """
+    texts = {_identity(cell): source(cell).strip() for cell in copy}
+    by_text = {text: name for name, text in texts.items() if not text.startswith("YOUR ANSWER")}
+    by_def = {m[1]: name for name, text in texts.items() if (m := re.search(r"^def (\w+)\(", text, re.MULTILINE))}
+    order, names = list(texts), []
+    for cell in cells:
+        name, text, code = _identity(cell), source(cell).strip(), cell.get("cell_type") == "code"
+        if name not in texts:
+            name = by_text.get(text, "")
+        if not name and code:
+            defined = re.search(r"^def (\w+)\(", text, re.MULTILINE)
+            name = by_def.get(defined[1], "") if defined else ""
+        if not name and not code and names and names[-1]:
+            below = order[order.index(names[-1]) + 1 : order.index(names[-1]) + 2]
+            name = below[0] if below and texts[below[0]].startswith("YOUR ANSWER") else ""
+        names.append(name)
+    return names
+
+
 def grade(submission: Submission, master: dict[str, Any], room: Room, limits: Limits) -> dict[str, Any]:
-    """Run one submission and return its verdicts: {"cells": {grade_id: {points, of, says, text}}, "status": ...}."""
-    cells = read(submission.path)["cells"]
+    """Run one submission and return its verdicts: {"cells": {grade_id: {points, of, says, text}}, "status": ...}.
+
+    A check is right if it is where it stands, or once all cells have run.
+    """
+    copy = release.student_copy(master)["cells"]
+    blank = {_identity(cell): source(cell).strip() for cell in copy}
     graded = {_identity(c): c for c in master["cells"] if c["metadata"].get("nbgrader", {}).get("grade")}
     tests = {name: source(c) for name, c in graded.items() if c["cell_type"] == "code"}
-    copy = {_identity(c): source(c) for c in release.student_copy(master)["cells"]}
+    cells = read(submission.path)["cells"]
+    names = identified(cells, copy)
+    texts = {name: source(cell) for name, cell in zip(names, cells, strict=True)}  # of two, the last
     says: dict[str, str] = {}
     notes, status = [], "ran to its end"
     files = {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.json")}
     person = None
     try:
         person = room.start(limits, files)
-        for number, cell in enumerate((c for c in cells if c.get("cell_type") == "code"), 1):
-            text = source(cell)
-            test = next((name for name in tests if text.strip() == copy[name].strip() or _identity(cell) == name), None)
-            if test is None or text.strip() != copy[test].strip():
-                answer = person.ask({"run": text})
+        for number, (name, cell) in enumerate(zip(names, cells, strict=True), 1):
+            if cell.get("cell_type") != "code":
+                continue
+            if name not in tests or source(cell).strip() != blank[name]:
+                answer = person.ask({"run": source(cell)})
                 if "error" in answer and answer.get("error") != "NotImplementedError":
-                    notes.append(f"code cell {number}: {answer.get('error')}: {str(answer.get('message'))[:200]}")
-            if test is not None and says.get(test, "-"):
-                says[test] = judge(tests[test], person)
-        for test in tests:  # what was moved or deleted is judged once all has run
-            if says.get(test, "-"):
-                says[test] = judge(tests[test], person)
+                    notes.append(f"cell {number}: {answer.get('error')}: {str(answer.get('message'))[:200]}")
+            if name in tests and says.get(name, "-"):
+                says[name] = judge(tests[name], person)
+        for name in tests:
+            if says.get(name, "-"):
+                says[name] = judge(tests[name], person)
     except Ended as reason:
         status = f"ended early: {reason}"
     finally:
-        why = room.end() if person is not None or room.keeper.poll() is None else ""
+        why = room.end()
         if person is not None:
             person.channel.close()
     status = f"ended early: {why}" if why else status
@@ -330,20 +360,14 @@ def grade(submission: Submission, master: dict[str, Any], room: Room, limits: Li
     for name, cell in graded.items():
         of = cell["metadata"]["nbgrader"]["points"]
         if name in tests:
-            said = says.get(name, f"Not reached: {status}.")
-            verdicts[name] = {"points": 0 if said else of, "of": of, "says": said, "text": _answer_of(name, cells)}
+            said, text = says.get(name, f"Not reached: {status}."), texts.get(name.removesuffix("-check"), "")
+            verdicts[name] = {"points": 0 if said else of, "of": of, "says": said, "text": text[:20_000]}
         else:
-            text = next((source(c) for c in reversed(cells) if _identity(c) == name), "")
-            empty = text.strip() in ("", copy[name].strip())
+            text = texts.get(name, "")
+            empty = text.strip() in ("", blank[name])
             verdicts[name] = {"points": 0 if empty else None, "of": of, "says": EMPTY if empty else "", "text": text}
-    hidden = bool(person and person.ready.get("hidden"))
-    return {"cells": verdicts, "status": status, "notes": notes[:20], "confined": hidden}
-
-
-def _answer_of(test: str, cells: list[dict[str, Any]]) -> str:
-    """The student's code for an exercise, for the feedback: by its cell, else by nothing."""
-    name = test.removesuffix("-check")
-    return next((source(c) for c in reversed(cells) if _identity(c) == name), "")[:20_000]
+    confined = bool(person and person.ready.get("hidden"))
+    return {"cells": verdicts, "status": status, "notes": notes[:20], "confined": confined}
 
 
 # Many of them.
@@ -496,11 +520,11 @@ def write(
     return written
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, most: int = 500) -> Any:
     """A cell of a CSV: one line, and no formula for a spreadsheet to run."""
     if not isinstance(value, str):
         return value
-    line = " ".join(value.split())[:500]
+    line = " ".join(value.split())[:most]
     return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
@@ -521,7 +545,7 @@ def _marks(path: Path, mine: list[tuple[int, Submission, Any]], names: list[Any]
         for name in most:
             waits = result["cells"].get(name, {"points": 0})["points"] is None
             if waits and (submission.student, name) not in lines:
-                text = _plain(result["cells"][name]["text"])
+                text = _plain(result["cells"][name]["text"], 20_000)
                 entry = {"student": submission.student, "exercise": name, "of": most[name], "points": "", "comment": ""}
                 lines[(submission.student, name)] = {**entry, "answer": text}
     marks = {}
@@ -570,6 +594,8 @@ def main(words: list[str] | None = None) -> int:
             print("No sandbox: submissions run with your own rights. See README.md, 'Safety', for a container.")
         given.grades.mkdir(parents=True, exist_ok=True)
         found = grade_all(submissions, known, given.grades / "results", limits, given.jobs, hide)
+        if feedback.converter is None:
+            print("Formulas are shown as LaTeX: pip install -e '.[grade]' brings what draws them")
         if os.getuid() == 0 and any(r["cells"] and not r["confined"] for r in found.values()):
             print("No sandbox: files could not be hidden here, so submissions may read what any user may read.")
         written = write(submissions, found, known, given.grades)

@@ -277,12 +277,12 @@ def end_all(seconds: float = 20) -> bool:
 
 
 def memory_below() -> int:
-    """Return the bytes of memory that the processes below this one hold, less what they share."""
+    """Return the bytes of memory that the processes below this one hold; a page that n share counts as 1/n each."""
     total = 0
     for pid in descendants():
-        with contextlib.suppress(OSError, ValueError):
-            _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
-            total += max(0, resident - shared) * resource.getpagesize()
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return total
 
 
@@ -308,7 +308,6 @@ def keep(control: socket.socket) -> None:
                 finally:
                     os._exit(1)
             theirs.close()
-            limit += memory_below()
             socket.send_fds(control, [str(pid).encode()], [mine.fileno()])
             mine.close()
         else:
