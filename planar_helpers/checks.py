@@ -242,7 +242,14 @@ def _call(name: str, answer: Callable[..., Any], trial: tuple[Any, ...], allowed
     for i, (mine, yours) in enumerate(zip(trial, given, strict=True)):
         if isinstance(mine, Tensor) and not torch.equal(mine, yours):
             raise Wrong(f"{name}: your code changed its argument number {i + 1} in place. Work on a copy.")
-    return tuple(v.detach() if isinstance(v, Tensor) else v for v in _tuple(values))
+    return tuple(_detached(value) for value in _tuple(values))
+
+
+def _detached(value: Any) -> Any:
+    """A tensor free of gradients; a plain number as a tensor ()."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return torch.tensor(float(value), dtype=torch.float64)
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def watched(answer: Callable[..., Any], given: tuple[Any, ...]) -> tuple[Any, set[str]]:
@@ -256,7 +263,7 @@ def watched(answer: Callable[..., Any], given: tuple[Any, ...]) -> tuple[Any, se
         module = frame.f_globals.get("__name__", "")
         if event == "call" and module.startswith(f"{__package__}.") and module != __name__:
             caller = frame.f_back.f_globals.get("__name__", "") if frame.f_back else ""
-            if not caller.startswith(f"{__package__}."):
+            if caller == __name__ or not caller.startswith(f"{__package__}."):
                 called.add(frame.f_code.co_name)
 
     before = sys.getprofile()
@@ -887,4 +894,400 @@ A3: dict[str, Exercise] = {
     ),
 }
 
-EXERCISES: dict[str, Exercise | Callable[..., str]] = {**A1, **A2, **A3}
+
+# A4. The amortized VAE: the steps are each image's own. û is the shifted one, as in the package.
+
+
+def _split(heads: Tensor, D: int, K: int) -> tuple[Tensor, ...]:
+    mu, logvar, w, u, b = heads[:, :D], heads[:, D : 2 * D], heads[:, 2 * D :][:, : K * D], None, heads[:, -K:]
+    u = heads[:, 2 * D + K * D : 2 * D + 2 * K * D]
+    return mu, logvar, w.reshape(-1, K, D), u.reshape(-1, K, D), b
+
+
+def _split_by(order: str) -> Callable[..., tuple[Tensor, ...]]:
+    """A split that hands the parts out in another order."""
+
+    def split(heads: Tensor, D: int, K: int) -> tuple[Tensor, ...]:
+        parts = dict(zip("mlwub", _split(heads, D, K), strict=True))
+        return tuple(parts[letter] for letter in order)
+
+    return split
+
+
+def _split_columns(heads: Tensor, D: int, K: int) -> tuple[Tensor, ...]:
+    mu, logvar, w, u, b = _split(heads, D, K)
+    return mu, logvar, *(part.reshape(-1, D, K).transpose(1, 2) for part in (w, u)), b
+
+
+def _draw_z0(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    return mu + torch.exp(logvar / 2) * eps
+
+
+def _own_flow(
+    z: Tensor, w: Tensor, u: Tensor, b: Tensor, m: Callable[[Tensor], Tensor] | None = _m_shifted
+) -> tuple[Tensor, Tensor]:
+    """The flow of each image, one at a time: z (B, D), w and u (B, K, D), b (B, K)."""
+    u_hat = u if m is None else _u_hat(w, u, m)
+    if len(z) == 0:
+        return z, z.sum(-1)
+    parts = [_chain(z[i : i + 1], w[i], u_hat[i], b[i]) for i in range(len(z))]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _own_unchained(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    u_hat = _u_hat(w, u, _m_shifted)
+    parts = [_unchained(z[i : i + 1], w[i], u_hat[i], b[i]) for i in range(len(z))]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _decoder(z: Tensor) -> Tensor:
+    """Stands for a decoder: logits of six pixels, linear in z."""
+    rows = torch.arange(z.shape[-1] * 6, dtype=z.dtype).reshape(z.shape[-1], 6)
+    return z @ torch.cos(rows) + 0.3
+
+
+def _pixels_are_z(z: Tensor) -> Tensor:
+    """Stands for a decoder whose logits are z itself, so that z can be read off the picture."""
+    return z
+
+
+def _own_elbo(*trial: Any, prior_at: str = "zK", decode_at: str = "zK") -> Tensor:
+    x, decode, mu, logvar, w, u, b, eps = trial
+    z0 = _draw_z0(mu, logvar, eps)
+    zK, total = _own_flow(z0, w, u, b)
+    at = {"z0": z0, "zK": zK}
+    return _log_px_z(x, decode(at[decode_at])) + _log_normal(at[prior_at]) - _log_q0(z0, mu, logvar) + total
+
+
+def _image_trials(draw: Draw) -> list[tuple[Any, ...]]:
+    return [
+        (draw.uniform(B, 6), _decoder, draw(B, D), draw(B, D), draw(B, K, D), draw(B, K, D), draw(B, K), draw(B, D))
+        for B, K, D in ((4, 3, 2), (3, 2, 3))
+    ]
+
+
+def _check_generate(answer: Callable[..., Any], draw: Draw) -> str:
+    """Whether pictures come from z ~ N(0, I), by the mean and the covariance of 20 000 of them."""
+    name, n = answer.name, 20_000  # type: ignore[attr-defined]
+    p = answer(_pixels_are_z, n, 2)
+    if not isinstance(p, Tensor):
+        raise Wrong(f"{name}: the pictures must be a torch tensor, this is {_kind(p)}.")
+    if p.shape != (n, 2):
+        raise Wrong(f"{name}: n = {n} pictures of 2 pixels must have shape ({n}, 2); yours has {tuple(p.shape)}.")
+    p = p.double()
+    if not torch.isfinite(p).all() or p.min() < 0 or p.max() > 1:
+        raise Wrong(
+            f"{name}: these are logits, not probabilities: {p.min():.2f} to {p.max():.2f}. A sigmoid is missing."
+        )
+    if ((p == 0) | (p == 1)).all():
+        raise Wrong(f"{name}: these are pixels of 0 and 1; the probabilities were asked for.")
+    z = torch.logit(p.clamp(1e-7, 1 - 1e-7))
+    mean, cov = z.mean(0), torch.cov(z.T)
+    if cov.diag().max() < 1e-6:
+        raise Wrong(f"{name}: all pictures are the same: z must be drawn anew for each.")
+    off = max(mean.abs().max().item(), (cov - torch.eye(2).double()).abs().max().item())
+    if off > 0.08 or ((z**4).mean(0) - 3).abs().max() > 0.6:
+        raise Wrong(
+            f"{name}: z is not drawn from N(0, I): its mean is ({mean[0]:.2f}, {mean[1]:.2f}), its variances "
+            f"{cov[0, 0]:.2f} and {cov[1, 1]:.2f}, its covariance {cov[0, 1]:.2f}. The flow belongs to q: a prior "
+            "sample goes straight to the decoder."
+        )
+    again = answer(_pixels_are_z, n, 2)
+    if torch.equal(again.double(), p):
+        raise Wrong(f"{name}: a second call gives the same pictures: do not seed inside.")
+    return f"mean and covariance of {n} draws are those of N(0, I)."
+
+
+A4: dict[str, Exercise | Callable[..., str]] = {
+    "A4.split": Exercise(
+        lambda draw: [(draw(B, 2 * D + 2 * K * D + K), D, K) for B, D, K in ((4, 2, 3), (3, 3, 2), (1, 2, 1))],
+        _split,
+        {
+            "w and u exchanged": _split_by("mluwb"),
+            "μ and log σ² exchanged": _split_by("lmwub"),
+            "w and u filled column by column: a step's D numbers lie side by side": _split_columns,
+        },
+        ("mu", "logvar", "w", "u", "b"),
+    ),
+    "A4.draw": Exercise(
+        lambda draw: [(draw(B, D), draw(B, D), draw(B, D)) for B, D in ((5, 2), (4, 3))],
+        _draw_z0,
+        {
+            "σ = exp(log σ²): exp of half of it is σ": lambda mu, logvar, eps: mu + torch.exp(logvar) * eps,
+            "log σ² used as if it were σ": lambda mu, logvar, eps: mu + logvar * eps,
+            "exp(½ log σ²) without a draw: ε is missing": lambda mu, logvar, eps: mu + torch.exp(logvar / 2),
+            "μ itself: z_0 must be drawn, in evaluation too": lambda mu, logvar, eps: mu,
+        },
+        ("z0",),
+    ),
+    "A4.flow": Exercise(
+        lambda draw: [(draw(B, D), draw(B, K, D), 2 * draw(B, K, D), draw(B, K)) for B, K, D in ((4, 3, 2), (3, 2, 3))],
+        _own_flow,
+        {
+            "the flow with u in the place of û": lambda z, w, u, b: _own_flow(z, w, u, b, None),
+            "the flow with the paper's û: the shifted one was asked for": lambda z, w, u, b: _own_flow(z, w, u, b, _m),
+            "K steps that are not chained: each acts on z_0, all their log-determinants are added": _own_unchained,
+            "the first image's flow for all images": lambda z, w, u, b: _own_flow(
+                z, *(part[:1].expand_as(part) for part in (w, u, b))
+            ),
+            "a sum of log-determinants divided by K": lambda z, w, u, b: (
+                _own_flow(z, w, u, b)[0],
+                _own_flow(z, w, u, b)[1] / w.shape[1],
+            ),
+            "the sum of log-determinants with the wrong sign": lambda *a: (_own_flow(*a)[0], -_own_flow(*a)[1]),
+            "the log-determinants summed over the batch": lambda *a: (_own_flow(*a)[0], _own_flow(*a)[1].sum()),
+            "the steps in reverse order": lambda z, w, u, b: _own_flow(z, w.flip(1), u.flip(1), b.flip(1)),
+        },
+        ("zK", "sum_ladj"),
+        package=("constrain_u",),
+    ),
+    "A4.elbo": Exercise(
+        _image_trials,
+        _own_elbo,
+        {
+            "the ELBO with the prior at z_0: an objective without an upper bound": lambda *a: _own_elbo(
+                *a, prior_at="z0"
+            ),
+            "the ELBO with z_0 decoded: the decoder is given z_K": lambda *a: _own_elbo(*a, decode_at="z0"),
+            "the ELBO at z_0 = μ: z_0 must be drawn, in evaluation too": lambda *a: _own_elbo(*a[:-1], 0 * a[-1]),
+            "−ELBO, the loss": lambda *a: -_own_elbo(*a),
+            "the mean over the batch: one number an image was asked for": lambda *a: _own_elbo(*a).mean(),
+            "the ELBO with − Σ ladj": lambda *a: _own_elbo(*a) - 2 * _own_flow(_draw_z0(a[2], a[3], a[7]), *a[4:7])[1],
+            "the ELBO without Σ ladj": lambda *a: _own_elbo(*a) - _own_flow(_draw_z0(a[2], a[3], a[7]), *a[4:7])[1],
+        },
+        ("elbo",),
+        package=("constrain_u",),
+    ),
+    "A4.generate": _check_generate,
+    "A4.log_px": Exercise(
+        lambda draw: [(3 * draw(n, B) - shift, area) for n, B, shift, area in ((30, 3, 0, 0.1), (20, 4, 800, 0.02))],
+        lambda log_joint, area: torch.logsumexp(log_joint, 0) + math.log(area),
+        {
+            "the sum over the grid without the area of a cell": lambda log_joint, area: torch.logsumexp(log_joint, 0),
+            "the mean over the grid, not the sum times the area": lambda log_joint, area: (
+                torch.logsumexp(log_joint, 0) - math.log(len(log_joint))
+            ),
+            "log of a sum of exp that underflows: exp(−800) is 0": lambda log_joint, area: torch.log(
+                (torch.exp(log_joint) * area).sum(0)
+            ),
+            "the area added, where its log is": lambda log_joint, area: torch.logsumexp(log_joint, 0) + area,
+            "the sum over images, not over the grid": lambda log_joint, area: (
+                torch.logsumexp(log_joint, 1) + math.log(area)
+            ),
+        },
+        ("log_px",),
+    ),
+}
+
+
+# A5. Find the bug: the mended parts, and measurements that tell a wrong one from a right one.
+
+
+def _u_hat_norm(w: Tensor, u: Tensor) -> Tensor:
+    """A specimen: û divided by ‖w‖."""
+    return A2["A2.u_hat"].slips["û divided by ‖w‖ instead of ‖w‖²"](w, u)
+
+
+def _u_hat_none(w: Tensor, u: Tensor) -> Tensor:
+    """A specimen: no û."""
+    return u
+
+
+def _density_right(z: Tensor) -> Tensor:
+    """A Gaussian's log density."""
+    return _log_q0(z, *_gaussian_at(z))
+
+
+def _density_no_half(z: Tensor) -> Tensor:
+    """A specimen: Σ log σ² for ½ Σ log σ²."""
+    mu, logvar = _gaussian_at(z)
+    return _log_q0(z, mu, logvar) - logvar.sum(-1) / 2
+
+
+def _density_no_constant(z: Tensor) -> Tensor:
+    """A specimen: no −(D/2) log 2π."""
+    return _density_right(z) + _constant(z)
+
+
+def _gaussian_at(z: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.tensor([0.5, -0.4], dtype=z.dtype), torch.log(torch.tensor([1.2, 0.3], dtype=z.dtype) ** 2)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Wrong(f"{name}: return one number, this is {_kind(value)}.")
+    if math.isnan(value):
+        raise Wrong(f"{name}: return one number, this is NaN.")
+    return float(value)
+
+
+def _check_lowest(answer: Callable[..., Any], draw: Draw) -> str:
+    """Whether a measurement of the smallest wᵀû convicts wrong ones and acquits the right one."""
+    name = answer.name  # type: ignore[attr-defined]
+    right = _number(name, answer(_u_hat))
+    if not -1 <= right < -0.5:
+        where = "below −1, where no right û can be" if right < -1 else "far from −1: try larger u, and more of them"
+        raise Wrong(f"{name}: for the right û you found {right:.3f}, {where}.")
+    found = {}
+    for what, specimen in (("û by ‖w‖", _u_hat_norm), ("no û", _u_hat_none)):
+        found[what] = _number(name, answer(specimen))
+        if not found[what] < -1.01:
+            raise Wrong(
+                f"{name}: {what} is not convicted: you found {found[what]:.3f}, which is not below −1. Try ‖w‖ < 1."
+            )
+    return f"{right:.3f} for the right û, {found['û by ‖w‖']:.1f} for ‖w‖, {found['no û']:.1f} for no û."
+
+
+def _check_mass(answer: Callable[..., Any], draw: Draw) -> str:
+    """Whether a measurement of the mass convicts wrong densities and acquits the right one."""
+    name = answer.name  # type: ignore[attr-defined]
+    right = _number(name, answer(_density_right))
+    if not abs(right - 1) < 0.01:
+        raise Wrong(f"{name}: for a right density you found the mass {right:.3f}, and it is 1.")
+    for what, specimen, mass in (
+        ("the missing ½", _density_no_half, 1 / 0.36),
+        ("the missing constant", _density_no_constant, 2 * math.pi),
+    ):
+        found = _number(name, answer(specimen))
+        if not abs(found / mass - 1) < 0.02:
+            raise Wrong(f"{name}: with {what} you found the mass {found:.3f}, and it is {mass:.3f}.")
+    return "1.00 for the right density, 2.78 and 6.28 for the two wrong ones."
+
+
+A5: dict[str, Exercise | Callable[..., str]] = {
+    "A5.u_hat": A2["A2.u_hat"],
+    "A5.log_q0": A3["A3.log_q0"],
+    "A5.chain": A1["A1.chain"],
+    "A5.elbo": A3["A3.elbo"],
+    "A5.lowest": _check_lowest,
+    "A5.mass": _check_mass,
+    "A5.share_above": Exercise(
+        lambda draw: [(3 * draw(40, B) + 1, draw(B)) for B in (5, 3)],
+        lambda claims, log_px: (claims > log_px + 3).double().mean(),
+        {
+            "the share above log p(x) itself: a draw may exceed it, by 3 nats only rarely": lambda claims, log_px: (
+                (claims > log_px).double().mean()
+            ),
+            "the share that lies below": lambda claims, log_px: (claims <= log_px + 3).double().mean(),
+            "the number of draws, not their share": lambda claims, log_px: (claims > log_px + 3).double().sum(),
+            "a percentage: a share lies between 0 and 1": lambda claims, log_px: (
+                100 * (claims > log_px + 3).double().mean()
+            ),
+            "the share of images whose mean claim is above": lambda claims, log_px: (
+                (claims.mean(0) > log_px + 3).double().mean()
+            ),
+        },
+        ("share",),
+    ),
+}
+
+
+# A6. Is it the flow? Numbers of a sweep, and the control.
+
+
+def _of(runs: Any, arm: str, quantity: str) -> Tensor:
+    return torch.tensor([run[quantity] for run in runs if run["arm"] == arm], dtype=torch.float64)
+
+
+def _over_seeds(runs: Any, arm: str, quantity: str) -> tuple[Tensor, Tensor]:
+    values = _of(runs, arm, quantity)
+    return values.mean(), values.std()
+
+
+def _difference(runs: Any, arm: str, other: str, quantity: str) -> tuple[Tensor, Tensor]:
+    a, b = _of(runs, arm, quantity), _of(runs, other, quantity)
+    return a.mean() - b.mean(), torch.sqrt(a.var() / len(a) + b.var() / len(b))
+
+
+def _made_runs(draw: Draw) -> list[dict[str, Any]]:
+    """Runs of a made-up sweep: two arms with three seeds, one with four, in no order."""
+    runs = [
+        {"arm": arm, "seed": seed, "ELBO": -140 + draw().item(), "log p(x)": -137 + draw().item(), "gap": draw().item()}
+        for seed in range(4)
+        for arm in ("plain", "planar 3", "translation")
+        if seed < 3 or arm == "plain"
+    ]
+    return runs
+
+
+A6: dict[str, Exercise | Callable[..., str]] = {
+    "A6.over_seeds": Exercise(
+        lambda draw: [(_made_runs(draw), "plain", "ELBO"), (_made_runs(draw), "planar 3", "gap")],
+        _over_seeds,
+        {
+            "the deviation divided by n, not by n − 1": lambda *a: (
+                _over_seeds(*a)[0],
+                _of(*a).std(correction=0),
+            ),
+            "the standard error of the mean; the deviation between seeds was asked for": lambda *a: (
+                _over_seeds(*a)[0],
+                _of(*a).std() / len(_of(*a)) ** 0.5,
+            ),
+            "the variance, not the deviation": lambda *a: (_over_seeds(*a)[0], _of(*a).var()),
+            "mean and deviation over all arms": lambda runs, arm, quantity: (
+                torch.tensor([run[quantity] for run in runs]).double().mean(),
+                torch.tensor([run[quantity] for run in runs]).double().std(),
+            ),
+        },
+        ("mean", "deviation"),
+    ),
+    "A6.difference": Exercise(
+        lambda draw: [
+            (_made_runs(draw), "planar 3", "plain", "ELBO"),
+            (_made_runs(draw), "planar 3", "translation", "gap"),
+        ],
+        _difference,
+        {
+            "the difference with its sign turned": lambda *a: (-_difference(*a)[0], _difference(*a)[1]),
+            "the sum of the two standard errors: independent errors add up in squares": lambda runs, a, b, q: (
+                _difference(runs, a, b, q)[0],
+                _of(runs, a, q).std() / len(_of(runs, a, q)) ** 0.5
+                + _of(runs, b, q).std() / len(_of(runs, b, q)) ** 0.5,
+            ),
+            "the deviation between seeds, not the error of their mean: √n is missing": lambda runs, a, b, q: (
+                _difference(runs, a, b, q)[0],
+                torch.sqrt(_of(runs, a, q).var() + _of(runs, b, q).var()),
+            ),
+            "the error of the first arm alone": lambda runs, a, b, q: (
+                _difference(runs, a, b, q)[0],
+                _of(runs, a, q).std() / len(_of(runs, a, q)) ** 0.5,
+            ),
+        },
+        ("difference", "error"),
+    ),
+    "A6.control": Exercise(
+        lambda draw: [(draw(B, D), draw(B, K, D), draw(B, K)) for B, K, D in ((4, 3, 2), (3, 2, 3))],
+        lambda z0, u, b: z0 + (u * torch.tanh(b).unsqueeze(-1)).sum(1),
+        {
+            "z_0 + Σ u, without tanh b": lambda z0, u, b: z0 + u.sum(1),
+            "z_0 + Σ u b: the tanh is missing": lambda z0, u, b: z0 + (u * b.unsqueeze(-1)).sum(1),
+            "the shift without z_0": lambda z0, u, b: (u * torch.tanh(b).unsqueeze(-1)).sum(1),
+            "the mean over the K steps, not their sum": lambda z0, u, b: z0 + (u * torch.tanh(b).unsqueeze(-1)).mean(1),
+            "one step only": lambda z0, u, b: z0 + u[:, 0] * torch.tanh(b[:, 0]).unsqueeze(-1),
+        },
+        ("zK",),
+    ),
+    "A6.seeds_needed": Exercise(
+        lambda draw: [(-5.0, 0.6), (0.3, 0.7), (1.0, 1.0), (-0.06, 0.4)],
+        lambda difference, deviation: torch.tensor(float(math.ceil(8 * (deviation / difference) ** 2 - 1e-9))).double(),
+        {
+            "the seeds for one standard error: two were asked for": lambda difference, deviation: torch.tensor(
+                float(math.ceil(2 * (deviation / difference) ** 2 - 1e-9))
+            ).double(),
+            "the error of one arm: both have one, so its square is 2 deviation²/n": lambda difference, deviation: (
+                torch.tensor(float(math.ceil(4 * (deviation / difference) ** 2 - 1e-9))).double()
+            ),
+            "a number that is not rounded up": lambda difference, deviation: torch.tensor(
+                8 * (deviation / difference) ** 2
+            ).double(),
+            "a count without the square: the error falls like 1/√n": lambda difference, deviation: torch.tensor(
+                float(math.ceil(8 * deviation / abs(difference) - 1e-9))
+            ).double(),
+        },
+        ("n",),
+    ),
+}
+
+EXERCISES: dict[str, Exercise | Callable[..., str]] = {**A1, **A2, **A3, **A4, **A5, **A6}

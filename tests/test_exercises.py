@@ -17,6 +17,10 @@ SLIPS = [(name, slip) for name, e in EXERCISES.items() if isinstance(e, Exercise
 RIGHT = [name for name, exercise in EXERCISES.items() if isinstance(exercise, Exercise)]
 
 
+def of(name: str) -> Exercise:
+    return EXERCISES[name]
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_the_oracle_itself_passes_with_any_seed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(5):
@@ -209,3 +213,68 @@ def test_slips_of_our_own_that_no_list_names_are_told_apart() -> None:
     along = next(s for s in EXERCISES["A2.u_hat"].slips if "along u" in s)
     for slip in (clamp, along):
         says("A2.u_hat", EXERCISES["A2.u_hat"].slips[slip], slip)
+
+
+def generate(decode: Callable, n: int, D: int) -> Tensor:
+    return torch.sigmoid(decode(torch.randn(n, D, dtype=torch.float64)))
+
+
+def test_generation_is_judged_by_what_it_draws() -> None:
+    check("A4.generate", generate)
+    says("A4.generate", lambda decode, n, D: decode(torch.randn(n, D)), "these are logits")
+    says("A4.generate", lambda decode, n, D: generate(decode, n, D).round(), "pixels of 0 and 1")
+    says("A4.generate", lambda decode, n, D: torch.full((n, D), 0.5), "all pictures are the same")
+    says("A4.generate", lambda decode, n, D: generate(decode, 3, D), "must have shape (20000, 2); yours has (3, 2)")
+    says("A4.generate", lambda decode, n, D: None, "None: is a return missing?")
+
+    def through_a_random_flow(decode: Callable, n: int, D: int) -> Tensor:
+        w, u = torch.ones(D, dtype=torch.float64), torch.tensor([1.5, 0.2]).double()
+        z = torch.randn(n, D, dtype=torch.float64)
+        return torch.sigmoid(decode(z + u * torch.tanh(z @ w).unsqueeze(-1)))
+
+    says("A4.generate", through_a_random_flow, "The flow belongs to q")
+
+    def seeded(decode: Callable, n: int, D: int) -> Tensor:
+        torch.manual_seed(3)
+        return generate(decode, n, D)
+
+    says("A4.generate", seeded, "do not seed inside")
+
+
+def test_a_measurement_must_convict_the_wrong_and_acquit_the_right() -> None:
+    w, u = 0.3 * torch.randn(2000, 2).double(), 5 * torch.randn(2000, 2).double()
+    check("A5.lowest", lambda u_hat: (w * u_hat(w, u)).sum(-1).min())
+    check("A5.lowest", lambda u_hat: float((w * u_hat(w, u)).sum(-1).min()))
+    says("A5.lowest", lambda u_hat: -0.9, "û by ‖w‖ is not convicted: you found −0.900".replace("−0", "-0"))
+    says("A5.lowest", lambda u_hat: (w * u_hat(w, u)).sum(-1).max(), "far from −1")
+    says("A5.lowest", lambda u_hat: -2.0, "below −1, where no right û can be")
+    says("A5.lowest", lambda u_hat: w, "return one number")
+    says("A5.lowest", lambda u_hat: float("nan"), "return one number, this is NaN")
+
+    def mass(log_density: Callable) -> float:
+        axis = torch.linspace(-8, 8, 401).double()
+        z = torch.cartesian_prod(axis, axis)
+        return float(log_density(z).exp().sum() * (axis[1] - axis[0]) ** 2)
+
+    check("A5.mass", mass)
+    says("A5.mass", lambda log_density: 1.0, "with the missing ½ you found the mass 1.000, and it is 2.778")
+    says("A5.mass", lambda log_density: 2 * mass(log_density), "for a right density you found the mass 2.000")
+
+
+def test_the_package_is_what_a4_may_call_for_u_hat_and_for_nothing_else() -> None:
+    def flow(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros_like(z[:, 0])
+        for k in range(w.shape[1]):
+            u_hat = planar.constrain_u(w[:, k], u[:, k])
+            a = torch.einsum("bd,bd->b", w[:, k], z) + b[:, k]
+            total = total + torch.log1p(torch.einsum("bd,bd->b", w[:, k], u_hat) / torch.cosh(a) ** 2)
+            z = z + u_hat * torch.tanh(a)[:, None]
+        return z, total
+
+    check("A4.flow", flow)
+    says("A4.flow", planar.planar_chain, "this calls the package (planar_chain)")
+
+
+def test_a_number_may_be_pythons_own() -> None:
+    check("A6.seeds_needed", lambda difference, deviation: math.ceil(8 * (deviation / difference) ** 2))
+    says("A6.seeds_needed", lambda difference, deviation: True, "n must be a torch tensor, this is of type bool")

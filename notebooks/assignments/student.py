@@ -140,7 +140,8 @@ def live(channel: socket.socket, folder: str, order: dict[str, Any]) -> None:
     from IPython.core.interactiveshell import InteractiveShell
 
     shell = InteractiveShell.instance(config=_quiet())
-    main = shell.user_module.__dict__
+    shell._tee = lambda channel: contextlib.nullcontext()  # it would keep in memory all that is printed
+    main, own = shell.user_module.__dict__, os.getpid()
     send(channel, {"ready": True, "hidden": hidden, "uid": os.getuid()})
     while True:
         try:
@@ -148,7 +149,10 @@ def live(channel: socket.socket, folder: str, order: dict[str, Any]) -> None:
         except (EOFError, ValueError):
             os._exit(0)
         with contextlib.suppress(KeyboardInterrupt):
-            send(channel, _answer(shell, main, order))
+            answer = _answer(shell, main, order)
+            if os.getpid() != own:
+                os._exit(0)  # a child that a cell has forked, and that came out of the cell
+            send(channel, answer)
 
 
 def _quiet() -> Any:
@@ -163,7 +167,9 @@ def _quiet() -> Any:
 def _answer(shell: Any, main: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
     try:
         if "run" in order:
-            result = shell.run_cell(order["run"], store_history=False, silent=False)
+            result = shell.run_cell(
+                order["run"], store_history=False, silent=True
+            )  # not silent, it keeps what is printed
             error = result.error_before_exec or result.error_in_exec
             return {"done": True} if error is None else _told(error)
         if "look" in order:
@@ -197,7 +203,7 @@ def confine(folder: str, order: dict[str, Any]) -> bool:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = {
         resource.RLIMIT_AS: used + order["memory"], resource.RLIMIT_FSIZE: 64 * 2**20, resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: 256, resource.RLIMIT_NPROC: 64 if root else 4096,
+        resource.RLIMIT_NOFILE: 256, resource.RLIMIT_NPROC: 256 if root else 4096,
     }  # fmt: skip
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
@@ -298,7 +304,7 @@ def keep(control: socket.socket) -> None:
                 end_all()
         elif "start" in order:
             mine, theirs = socket.socketpair()
-            folder, why, limit = tempfile.mkdtemp(prefix="planar-"), "", order["start"]["memory"]
+            folder, why, limit = tempfile.mkdtemp(prefix="planar-"), "", 2 * order["start"]["memory"]
             pid = os.fork()
             if pid == 0:
                 control.close()
