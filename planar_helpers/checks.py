@@ -1127,7 +1127,7 @@ def _check_lowest(answer: Callable[..., Any], draw: Draw) -> str:
     """Whether a measurement of the smallest wᵀû convicts wrong ones and acquits the right one."""
     name = answer.name  # type: ignore[attr-defined]
     right = _number(name, answer(_u_hat))
-    if not -1 <= right < -0.5:
+    if not -1 - 1e-6 <= right < -0.5:
         where = "below −1, where no right û can be" if right < -1 else "far from −1: try larger u, and more of them"
         raise Wrong(f"{name}: for the right û you found {right:.3f}, {where}.")
     found = {}

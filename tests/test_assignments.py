@@ -116,3 +116,34 @@ def test_markers_that_do_not_pair_up_are_refused() -> None:
             release.student_copy({"cells": [cell]})
     whole = {"cell_type": "code", "id": "c", "source": ["x = 1"], "metadata": {"nbgrader": {"solution": True}}}
     assert source(release.student_copy({"cells": [whole]})["cells"][0]) == release.STUB["code"]
+
+
+def test_a_private_variant_has_other_hidden_tests_and_another_slip(tmp_path: Path) -> None:
+    assert release.main(["--private", "7", "--to", str(tmp_path / "a")]) == 0
+    assert release.main(["--private", "8", "--to", str(tmp_path / "b")]) == 0
+    for path in MASTERS:
+        mine, yours = ((tmp_path / name / "solutions" / path.name).read_text(encoding="utf-8") for name in "ab")
+        assert "seed=" in mine and mine != yours and mine != path.read_text(encoding="utf-8")
+        assert "seed=" not in (tmp_path / "a" / path.name).read_text(encoding="utf-8")
+    friend = (tmp_path / "a" / "A5_find_the_bug.ipynb").read_text(encoding="utf-8")
+    assert release.SLIPS[0][1] in friend and release.SLIPS[0][0] not in friend
+    for one, _ in release.SLIPS:
+        assert one in (FOLDER / "A5_find_the_bug.ipynb").read_text(encoding="utf-8")
+
+
+def test_copies_that_are_out_of_date_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert release.main(["--check"]) == 0
+    monkeypatch.setitem(release.STUB, "code", "pass")
+    assert release.main(["--check"]) == 1 and "out of date: A1_planar_flow.ipynb" in capsys.readouterr().err
+
+
+def test_the_runs_of_a6_are_those_of_the_gallery() -> None:
+    runs = json.loads((FOLDER / "A6_runs.json").read_text(encoding="utf-8"))
+    stored = json.loads((ROOT / "figures" / "results" / "10_arms.json").read_text(encoding="utf-8"))["numbers"]
+    assert len(runs) == 15
+    for arm in ("plain", "translation", "full covariance", "planar 3", "planar 16"):
+        for quantity in ("ELBO", "log p(x)", "gap"):
+            values = [run[quantity] for run in runs if run["arm"] == arm]
+            assert len(values) == 3 and abs(sum(values) / 3 - stored[f"{arm}: {quantity}"]["value"]) < 0.01

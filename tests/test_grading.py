@@ -1,6 +1,6 @@
 """The grader: what is handed in is graded as it should be, and hostile code costs nobody else a point.
 
-Hostile code runs as a user without rights, in an empty folder; a test that cannot drop privileges fails.
+Hostile code runs as a user without rights, in an empty folder. Where it cannot, it is not run: in CI that is a failure.
 """
 
 import csv
@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+
+if sys.platform != "linux":
+    pytest.skip("grading needs Linux", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks" / "assignments"
@@ -230,6 +233,8 @@ HOSTILE = {
 
 
 def test_hostile_submissions_cost_nobody_else_a_point(tmp_path: Path) -> None:
+    if os.getuid() != 0 and not os.environ.get("CI"):
+        pytest.skip("needs root, to become a user without rights: sudo make test")
     assert os.getuid() == 0, "this test must run as root: it could not drop privileges for hostile code"
     folder, probe = tmp_path / "in", tmp_path / "probe"
     probe.write_text("untouched")

@@ -69,9 +69,11 @@ class Ended(BaseException):
 # Which files were handed in, by whom, for which assignment.
 
 
-def masters() -> dict[str, dict[str, Any]]:
+def masters(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the masters by the names of their assignments, A1 to A6."""
-    paths = sorted((HERE / "solutions").glob("A*.ipynb"))
+    paths = sorted(folder.glob("A*.ipynb"))
+    if not paths:
+        raise FileNotFoundError(f"MASTERS must name a folder that holds A*.ipynb, got {str(folder)!r}")
     return {path.name.split("_")[0]: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
@@ -575,6 +577,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("submissions", type=Path)
     parser.add_argument("--grades", type=Path, default=run.folder("build") / "grades", help="where results go")
+    parser.add_argument("--masters", type=Path, default=HERE / "solutions", help="of a private variant")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at a time")
     parser.add_argument("--seconds", type=float, default=Limits().cell, help="of a cell")
     parser.add_argument("--total", type=float, default=Limits().total, help="seconds of a submission")
@@ -582,14 +585,20 @@ def main(words: list[str] | None = None) -> int:
     given = parser.parse_args(words)
     torch.set_num_threads(1)
     limits = Limits(given.seconds, given.total, int(given.memory * 2**30))
-    begin, known = time.monotonic(), masters()
+    begin = time.monotonic()
     try:
+        known = masters(given.masters)
         submissions = collect(given.submissions.resolve(), known)
         if not submissions:
             raise FileNotFoundError(
                 f"no notebook in {given.submissions}: expected name/A1.ipynb, or Moodle's or Canvas's"
             )
-        hide = [str(HERE / "solutions"), str(given.submissions.resolve()), str(given.grades.resolve())]
+        hide = [
+            str(HERE / "solutions"),
+            str(given.masters.resolve()),
+            str(given.submissions.resolve()),
+            str(given.grades.resolve()),
+        ]
         if os.getuid() != 0:
             print("No sandbox: submissions run with your own rights. See README.md, 'Safety', for a container.")
         given.grades.mkdir(parents=True, exist_ok=True)
