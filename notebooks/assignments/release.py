@@ -43,7 +43,7 @@ def _student_cell(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 # What a private variant exchanges in A5: as it stands, and instead.
-SLIPS = [("(m - s) * w / w.norm(dim=-1, keepdim=True)", "(m - s) * w / (w * w).sum()"), ("u = 3 * w", "u = 2 * w")]
+SLIPS = [("(m - s) * w / w.norm(dim=-1, keepdim=True)", "(m - s) * w / (w * w).sum()"), ("u = 2 * w", "u = 1.8 * w")]
 
 
 def private(master: dict[str, Any], number: int) -> dict[str, Any]:
