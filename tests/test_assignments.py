@@ -147,3 +147,19 @@ def test_the_runs_of_a6_are_those_of_the_gallery() -> None:
         for quantity in ("ELBO", "log p(x)", "gap"):
             values = [run[quantity] for run in runs if run["arm"] == arm]
             assert len(values) == 3 and abs(sum(values) / 3 - stored[f"{arm}: {quantity}"]["value"]) < 0.01
+
+
+@pytest.mark.filterwarnings("ignore")  # nbgrader's own
+@each
+def test_nbgrader_makes_the_same_text_of_a_master(path: Path) -> None:
+    preprocessors = pytest.importorskip(
+        "nbgrader.preprocessors", reason="nbgrader is an extra: pip install -e .[grade]"
+    )
+    import nbformat
+
+    notebook, resources = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4), {}
+    for name in ("ClearSolutions", "ClearHiddenTests"):
+        notebook, resources = getattr(preprocessors, name)().preprocess(notebook, resources)
+    copy = read(FOLDER / path.name)["cells"]
+    for cell, mine in zip(notebook["cells"], copy, strict=True):
+        assert cell["source"].replace("](../../", "](../").rstrip("\n") == source(mine)

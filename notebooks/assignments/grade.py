@@ -188,6 +188,7 @@ class Room:
         self.keeper = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=clean)
         theirs.close()
         self.control, self.uid, self.hide = mine, uid, hide
+        student.receive(mine)  # it has read its libraries
 
     def start(self, limits: Limits, files: dict[str, str]) -> "Student":
         """Start a student, in an empty folder with these files."""
