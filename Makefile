@@ -22,7 +22,7 @@ BUILD ?= $(or $(PLANAR_FIGURES),$(CURDIR)/build)
 CLEAN := env -u PYTHONPATH -u PYTHONWARNINGS -u MPLBACKEND OMP_NUM_THREADS=1 HYPOTHESIS_STORAGE_DIRECTORY="$(BUILD)/hypothesis"
 
 .DEFAULT_GOAL := help
-.PHONY: help environment figures test lab notebooks readme sweep bench mutants stress versions browser clean
+.PHONY: help environment figures test lab notebooks readme sweep bench mutants stress versions browser assignments grade clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,18 @@ browser: environment  ## Move the panel of notebook 02, and use `make lab`, in a
 	"$(BIN)/python" -m pip install -qq -e ".[browser]"
 	"$(BIN)/python" tests/browser_panel.py
 	"$(BIN)/python" tests/browser_panel.py --lab
+
+assignments: environment  ## Write the student copies of the assignments (PRIVATE=number TO=folder: a private variant)
+	"$(BIN)/python" notebooks/assignments/release.py $(if $(PRIVATE),--private "$(PRIVATE)" --to "$(TO)")
+
+# MASTERS: a private variant's folder. Formulas in the feedback, and nbgrader for those who use it, are an extra.
+SUBMISSIONS ?=
+GRADES ?= $(CURDIR)/build/grades
+MASTERS ?= notebooks/assignments/solutions
+grade: environment  ## Grade a folder from Moodle, Canvas or name/A1.ipynb (SUBMISSIONS=folder, GRADES=folder)
+	@test -d "$(SUBMISSIONS)" || { echo "say which folder: make grade SUBMISSIONS=folder"; exit 2; }
+	@"$(BIN)/python" -c 'import latex2mathml, nbgrader' 2>/dev/null || "$(BIN)/python" -m pip install -qq $(PIN) -e ".[grade]"
+	$(CLEAN) "$(BIN)/python" notebooks/assignments/grade.py "$(SUBMISSIONS)" --grades "$(GRADES)" --masters "$(MASTERS)"
 
 clean:  ## Remove the environment, build/ and trained models; my_notebooks/ stays
 	rm -rf "$(VENV)" build runs

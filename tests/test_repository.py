@@ -87,6 +87,8 @@ def test_make_and_ci_call_the_same_commands() -> None:
         "stress",
         "versions",
         "browser",
+        "assignments",
+        "grade",
         "clean",
         "help",
     ):
@@ -232,7 +234,9 @@ def test_the_formula_sheet_names_functions_tests_and_notebooks_that_exist() -> N
         assert (ROOT / "notebooks" / target).is_file()
 
 
-@pytest.mark.parametrize("name", ["README.md", "figures/README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "figures/README.md", "CONTRIBUTING.md", "notebooks/assignments/README.md"]
+)
 def test_links_of_the_readmes_resolve(name: str) -> None:
     path = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
