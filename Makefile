@@ -55,8 +55,9 @@ bench: environment  ## Compare speeds in one run, as ratios
 mutants: environment  ## Change the package in small ways and see a test fail for each
 	$(CLEAN) "$(BIN)/python" tests/mutants.py
 
-browser: environment  ## Move the panel of notebook 02, and use `make lab`, in a real browser (needs Chromium)
+browser: environment  ## Use the playground and `make lab` in a real browser (needs Chromium)
 	"$(BIN)/python" -m pip install -qq -e ".[browser]"
+	"$(BIN)/python" tests/browser_playground.py
 	"$(BIN)/python" tests/browser_panel.py
 	"$(BIN)/python" tests/browser_panel.py --lab
 

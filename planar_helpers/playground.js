@@ -40,12 +40,14 @@ export function prepare({ w, u, b, constraint }, t = w.length) {
 
 const det = (h, a, slack) => h * h + slack / Math.cosh(a) ** 2;
 
-export function chain(z, steps) {
+// Where z lands, and Σ ladj; what each step met goes into `path`.
+export function chain(z, steps, path = null) {
   let ladj = 0;
   for (const { w, u, b, slack } of steps) {
     const a = dot(w, z) + b;
     const h = Math.tanh(a);
     ladj += Math.log(Math.abs(det(h, a, slack)));
+    path?.push({ z, h, hPrime: 1 / Math.cosh(a) ** 2, det: det(h, a, slack) });
     z = add(z, u, h);
   }
   return { z, ladj };
@@ -98,7 +100,7 @@ export function logDensity(z, steps, logBase) {
   return preimages(z, steps).reduce((sum, p) => logAddExp(sum, logBase(...p.z) - p.ladj), -Infinity);
 }
 
-// For the pixels: h = tanh(a) of a step that does not fold, at the targets (i/1024)², without solving for a. (Squares lie
+// For the pixels: h = tanh(a) of a step that does not fold, at the targets (i/1024)², without solving for a. (They are
 // closest near 0, where the a of a nearly folding step changes fast.)
 const FINE = 1024;
 const tables = new Map(); // by slack: a drag changes one step of many
@@ -180,14 +182,7 @@ export function lossAndGradient(points, parameters, logBase, target) {
   let loss = logMassOfTarget(target);
   for (const point of points) {
     const path = [];
-    let z = point;
-    for (const { w, u, b, slack } of steps) {
-      const a = dot(w, z) + b;
-      const h = Math.tanh(a);
-      path.push({ z, h, hPrime: 1 / Math.cosh(a) ** 2, det: det(h, a, slack) });
-      z = add(z, u, h);
-    }
-    const ladj = path.reduce((sum, at) => sum + Math.log(Math.abs(at.det)), 0);
+    const { z, ladj } = chain(point, steps, path);
     loss += (logBase(...point) - ladj - logTarget(...z, target)) / points.length;
     const slope = (dx, dy) => logTarget(z[0] - dx, z[1] - dy, target) - logTarget(z[0] + dx, z[1] + dy, target);
     let back = [slope(d, 0), slope(0, d)].map((difference) => difference / (2 * d) / points.length);
@@ -226,20 +221,16 @@ function adam(rate = 0.03) {
   });
 }
 
-// Draws that are the same at every visit.
-export function draws(n, base, seed = 1) {
-  const uniform = () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
+// Numbers in (0, 1) that are the same at every visit, by Lehmer's generator, and draws from them.
+export function random(seed) {
+  return () => (seed = (seed * 48271) % 2147483647) / 2147483647;
+}
+
+export function draws(n, base, uniform = random(20150706)) {
   const points = [];
   while (points.length < n) {
     if (base === "gaussian") {
-      const radius = Math.sqrt(-2 * Math.log(1 - uniform()));
-      const angle = 2 * Math.PI * uniform();
-      points.push([radius * Math.cos(angle), radius * Math.sin(angle)]);
+      points.push(polar(360 * uniform(), Math.sqrt(-2 * Math.log(uniform()))));
     } else {
       const point = [VIEW * (2 * uniform() - 1), VIEW * (2 * uniform() - 1)]; // kept in proportion to its density
       const highest = base === "square" ? 1 / 16 : 2 * Math.exp(-logMassOfTarget(+base.at(-1)));
@@ -253,15 +244,14 @@ export function draws(n, base, seed = 1) {
 export function massOnOneBranch(steps, logBase, n = 100) {
   let mass = 0;
   const cell = (2 * VIEW) / n;
-  for (let i = 0; i < n; i++)
-    for (let j = 0; j < n; j++) {
-      const z0 = [-VIEW + (i + 0.5) * cell, -VIEW + (j + 0.5) * cell];
-      const here = logBase(...z0);
-      if (here < -20) continue;
-      const { z, ladj } = chain(z0, steps);
-      const best = Math.max(...preimages(z, steps).map((p) => logBase(...p.z) - p.ladj));
-      if (here - ladj >= best - 1e-6) mass += Math.exp(here) * cell ** 2;
-    }
+  for (let p = 0; p < n * n; p++) {
+    const z0 = [-VIEW + ((p % n) + 0.5) * cell, -VIEW + (Math.floor(p / n) + 0.5) * cell];
+    const here = logBase(...z0);
+    if (here < -20) continue;
+    const { z, ladj } = chain(z0, steps);
+    const best = Math.max(...preimages(z, steps).map((p) => logBase(...p.z) - p.ladj));
+    if (here - ladj >= best - 1e-6) mass += Math.exp(here) * cell ** 2;
+  }
   return mass;
 }
 
@@ -278,36 +268,28 @@ function flow(...rows) {
 }
 
 const EXAMPLES = {
-  Spread: [
-    "Points on the dashed line stay where they are. The two sides are pushed apart, along u and against it. Where space " +
-      "is stretched, the density falls. Drag u, w and b.",
-    () => flow([25, 2, 1.4, 0, 0])],
-  Squeeze: [
-    "Now u points against w: the two sides are pushed together, and along the line the density rises.",
-    () => flow([25, 1.2, -0.7, 0, 0])],
-  Slide: [
-    "u lies along the line: the two sides slide past each other. The shape bends, but no area changes.",
-    () => flow([90, 1.5, 0, 1.7, 0])],
-  Fold: [
-    "u pushes too hard, and the plane folds: in the red region three points land on one place. A formula that follows " +
-      "one of them misses the others. Switch û on: it is the smallest change of u that forbids this.",
-    () => ({ ...flow([25, 1.5, -2.4, 0.5, 0]), constraint: "none" })],
-  Chain: [
-    "Four steps, one after the other. Each bends what the one before it made. Choose a step, and take its handles.",
-    () => flow([90, 2.5, 1.2, 0, 0], [0, 1, 0, 1.5, 0], [0, 2.5, 1, 0, 0.5], [60, 1.2, -0.6, 0, 0.6])],
-  Learn: [
-    "Nobody drags now: w, u and b of eight steps move downhill, so that the flow comes to cover the outlined target.",
-    () => ({ ...flow(), w: draws(8, "gaussian", 5), u: draws(8, "gaussian", 6).map((u) => [u[0] / 100, u[1] / 100]),
-      b: Array(8).fill(0), target: 2 })],
+  Spread: [() => flow([25, 2, 1.4, 0, 0]), "Points on the dashed line stay where they are. The two sides are pushed " +
+    "apart, along u and against it. Where space is stretched, the density falls. Drag u, w and b."],
+  Squeeze: [() => flow([25, 1.2, -0.7, 0, 0]), "Now u points against w: the two sides are pushed together, and along " +
+    "the line the density rises."],
+  Slide: [() => flow([90, 1.5, 0, 1.7, 0]), "u lies along the line: the two sides slide past each other. The shape " +
+    "bends, but no area changes."],
+  Fold: [() => ({ ...flow([25, 1.5, -2.4, 0.5, 0]), constraint: "none" }), "u pushes too hard, and the plane folds: " +
+    "in the red region three points land on one place. A formula that follows one of them misses the others. With û " +
+    "on, nothing folds: it is the smallest change of u that forbids this."],
+  Chain: [() => flow([90, 2.5, 1.2, 0, 0], [0, 1, 0, 1.5, 0], [0, 2.5, 1, 0, 0.5], [60, 1.2, -0.6, 0, 0.6]), "Four " +
+    "steps, one after the other. Each bends what the one before it made. Choose a step, and take its handles."],
+  Learn: [() => ({ ...flow(...Array(8).fill([0, 1, 0.01, 0, 0])), w: draws(8, "gaussian", random(5e6)), target: 2 }),
+    "Nobody drags now: w, u and b of eight steps move downhill, so that the flow comes to cover the outlined target."],
 };
+const HELLO = "Points on the dashed line stay; on either side they are pushed along u or against it. Drag u, w, b.";
 const VIRIDIS = [[68, 1, 84], [71, 45, 123], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128],
   [94, 201, 98], [173, 220, 48], [253, 231, 37]];
 const RED = [255, 60, 60];
 const COLOURS = { b: "#ffffff", w: "#8fd0ff", u: "#ffb454" };
 const LABELS = {
   constraint: { shifted: "û on", paper: "û on, the paper's", none: "û off: u as it is" },
-  base: { gaussian: "a Gaussian", square: "a square",
-    "target 1": "target 1", "target 2": "target 2", "target 3": "target 3", "target 4": "target 4" },
+  base: Object.fromEntries(Object.keys(BASES).map((name) => [name, name])),
   target: { 0: "none", 1: "1: ring", 2: "2: wave", 3: "3: split wave", 4: "4: fork" },
 };
 const KEYS = ["w", "u", "b", "constraint", "base", "target", "t"];
@@ -317,22 +299,19 @@ const ARROWS = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, 0.1], 
 function paint(pixels, steps, logBase, highest) {
   const n = pixels.width;
   const folds = steps.some((step) => step.slack <= 0);
-  for (let i = 0, at = 0; i < n; i++)
-    for (let j = 0; j < n; j++, at += 4) {
-      const z = [VIEW * ((2 * j + 1) / n - 1), VIEW * (1 - (2 * i + 1) / n)];
-      const found = folds && preimages(z, steps);
-      const q = found
-        ? found.reduce((sum, p) => sum + Math.exp(logBase(...p.z) - p.ladj), 0)
-        : density(...z, steps, logBase);
-      const place = 8 * Math.min(1, q / highest);
-      const low = Math.min(7, Math.floor(place));
-      const red = found.length > 1 ? 0.45 : 0;
-      for (let c = 0; c < 3; c++) {
-        const shade = VIRIDIS[low][c] + (place - low) * (VIRIDIS[low + 1][c] - VIRIDIS[low][c]);
-        pixels.data[at + c] = (1 - red) * shade + red * RED[c];
-      }
-      pixels.data[at + 3] = 255;
+  for (let p = 0; p < n * n; p++) {
+    const z = [VIEW * ((2 * (p % n) + 1) / n - 1), VIEW * (1 - (2 * Math.floor(p / n) + 1) / n)];
+    const found = folds && preimages(z, steps);
+    const sum = (q, p) => q + Math.exp(logBase(...p.z) - p.ladj);
+    const place = 8 * Math.min(1, (found ? found.reduce(sum, 0) : density(...z, steps, logBase)) / highest);
+    const low = Math.min(7, Math.floor(place));
+    const red = found.length > 1 ? 0.45 : 0;
+    for (let c = 0; c < 3; c++) {
+      const shade = VIRIDIS[low][c] + (place - low) * (VIRIDIS[low + 1][c] - VIRIDIS[low][c]);
+      pixels.data[4 * p + c] = (1 - red) * shade + red * RED[c];
     }
+    pixels.data[4 * p + 3] = 255;
+  }
 }
 
 function h(tag, attributes = {}, ...children) {
@@ -354,11 +333,11 @@ export function fromHash(hash) {
   try {
     const values = JSON.parse(atob(decodeURIComponent(hash.split("#planar=")[1])));
     const state = Object.fromEntries(KEYS.map((key, i) => [key, values[i]]));
-    const pairs = (rows) => rows.length <= 64 && rows.every((row) => row.length === 2 && row.every(Number.isFinite));
-    const sizes = new Set([state.w, state.u, state.b].map((rows) => rows.length));
+    const K = state.b.length;
+    const pairs = (rows) => rows.length === K && rows.every((row) => row.length === 2 && row.every(Number.isFinite));
     const named = Object.entries(LABELS).every(([key, labels]) => state[key] in labels);
-    const whole = state.b.every(Number.isFinite) && (state.t === null || Number.isFinite(state.t));
-    return pairs(state.w) && pairs(state.u) && sizes.size === 1 && named && whole ? state : null;
+    const fine = pairs(state.w) && pairs(state.u) && [...state.b, state.t ?? 0].every(Number.isFinite);
+    return fine && named && K <= 32 ? state : null;
   } catch {
     return null;
   }
@@ -366,7 +345,7 @@ export function fromHash(hash) {
 
 function render({ model, el }) {
   let s = Object.fromEntries(KEYS.map((key) => [key, model.get(key)]));
-  const view = { probe: null, example: "Spread", playing: null, fit: null };
+  const view = { probe: null, example: "", playing: null, fit: null };
   const anchors = []; // where on its dashed line each step's handles sit
   const outlines = {}; // of the targets, as pictures
   let cloud = { base: "", points: [] };
@@ -393,10 +372,7 @@ function render({ model, el }) {
     set({ w: put(s.w, w.map(rounded)), u: put(s.u, u.map(rounded)), b: put(s.b, rounded(b)) });
   }
 
-  function stop() {
-    view.playing = view.fit = beside = null;
-    redraw();
-  }
+  const stop = () => ((view.playing = view.fit = beside = null), redraw());
 
   function start() {
     view.playing = { from: time() < s.b.length ? time() : 0, since: performance.now() };
@@ -407,14 +383,14 @@ function render({ model, el }) {
   function startFit() {
     stop();
     set({ target: s.target || 2, t: null });
-    view.fit = s.b.length ? { step: adam(), count: 0, losses: [] } : null;
+    view.fit = s.b.length ? { step: adam(), losses: [], uniform: random(1) } : null;
   }
 
   function takeExample(name) {
     stop();
     anchors.length = 0;
     view.example = name;
-    set(EXAMPLES[name][1]());
+    set(EXAMPLES[name][0]());
     name === "Learn" ? startFit() : start();
   }
 
@@ -480,8 +456,7 @@ function render({ model, el }) {
     h("div", {}, stage, h("div", { class: "planar-bar" }, "density 0", h("span"), barEnd), probeText),
     h("div", { class: "planar-side" }, row(play, slider), strip, row(choose.constraint, addStep, removeStep), status,
       row(h("label", {}, "Start from", choose.base), h("label", {}, "Target", choose.target), fitButton),
-      lossText, lossLine,
-      model.address ? link : ""))); // in a notebook the address is not the playground's
+      lossText, lossLine, model.address ? link : ""))); // in a notebook the address is not the playground's
   el.append(root);
 
   for (const [name, handle] of Object.entries(handles)) {
@@ -525,27 +500,26 @@ function render({ model, el }) {
   function fitForAWhile(fit) {
     const until = performance.now() + 10;
     let { w, u, b } = s;
-    while (performance.now() < until && fit.count < 3000) {
-      const found = lossAndGradient(draws(128, s.base, ++fit.count), { ...s, w, u, b }, BASES[s.base], s.target);
+    while (performance.now() < until && fit.losses.length < 3000) {
+      const found = lossAndGradient(draws(128, s.base, fit.uniform), { ...s, w, u, b }, BASES[s.base], s.target);
       const next = fit.step([...w.flat(), ...u.flat(), ...b], [...found.w.flat(), ...found.u.flat(), ...found.b]);
       const pairs = (from) => b.map((_, k) => next.slice(from + 2 * k, from + 2 * k + 2));
       [w, u, b] = [pairs(0), pairs(2 * b.length), next.slice(4 * b.length)];
       fit.losses.push(0.98 * (fit.losses.at(-1) ?? found.loss) + 0.02 * found.loss);
     }
     set({ w, u, b });
-    lossText.textContent = `KL(q ‖ target) ≈ ${show(fit.losses.at(-1))} nats, ${fit.count} steps`;
+    lossText.textContent = `KL(q ‖ target) ≈ ${show(fit.losses.at(-1))} nats, ${fit.losses.length} steps`;
     lossLine.hidden = false;
     const ink = lossLine.getContext("2d");
     ink.reset();
     [ink.strokeStyle, ink.lineWidth] = ["#e07b00", 4];
-    const most = Math.max(...fit.losses);
-    fit.losses.forEach((loss, i) => ink.lineTo((640 * i) / fit.losses.length, 86 - (80 * Math.max(loss, 0)) / most));
+    const [width, height] = [640 / fit.losses.length, 80 / Math.max(...fit.losses)];
+    fit.losses.forEach((loss, i) => ink.lineTo(width * i, 86 - height * Math.max(loss, 0)));
     ink.stroke();
-    if (fit.count >= 3000) stop();
+    if (fit.losses.length >= 3000) stop();
   }
 
-  const toX = (z, size) => ((z[0] / VIEW + 1) * size) / 2;
-  const toY = (z, size) => ((1 - z[1] / VIEW) * size) / 2;
+  const toScreen = (z) => [((z[0] / VIEW + 1) * canvas.width) / 2, ((1 - z[1] / VIEW) * canvas.width) / 2];
 
   function densityPicture(steps, n, picture = h("canvas", { width: n, height: n })) {
     const pixels = new ImageData(n, n);
@@ -556,7 +530,7 @@ function render({ model, el }) {
 
   function line(points, colour, width, dash = []) {
     pen.beginPath();
-    for (const z of points) pen.lineTo(toX(z, canvas.width), toY(z, canvas.width));
+    for (const z of points) pen.lineTo(...toScreen(z));
     [pen.strokeStyle, pen.lineWidth] = [colour, (width * canvas.width) / canvas.clientWidth];
     pen.setLineDash(dash.map((d) => d * pen.lineWidth));
     pen.stroke();
@@ -596,7 +570,7 @@ function render({ model, el }) {
     pen.fillStyle = "rgb(255 255 255 / 0.9)";
     const wide = (2.4 * size) / canvas.clientWidth;
     for (const { z } of cloud.points.map((z0) => chain(z0, steps)))
-      pen.fillRect(toX(z, size) - wide / 2, toY(z, size) - wide / 2, wide, wide);
+      pen.fillRect(...toScreen(z).map((c) => c - wide / 2), wide, wide);
     showStep(steps.at(-1), active());
     showProbe(steps, view.playing || view.fit ? null : view.probe);
     if (resting ? beside !== s : frame % 6 === 0) showSide(resting);
@@ -644,7 +618,9 @@ function render({ model, el }) {
     const found = preimages(z, steps);
     const terms = found.map((p) => Math.exp(BASES[s.base](...p.z) - p.ladj));
     for (const { z: z0 } of found) {
-      line(steps.reduce((path, step) => [...path, chain(path.at(-1), [step]).z], [z0]), "white", 1.5, [2, 2]);
+      const path = [];
+      chain(z0, steps, path);
+      line([...path.map((at) => at.z), z], "white", 1.5, [2, 2]);
       ring(z0, 0.1, 2);
     }
     ring(z, 0.16, 3);
@@ -652,9 +628,9 @@ function render({ model, el }) {
     const sum = terms.reduce((p, q) => p + q);
     const list = terms.map((q) => show(q, 3)).join(" + ");
     probeText.textContent = found.length === 1
-      ? `At ${showPoint(z)} the density is ${show(sum, 3)}. What lies there started at ${showPoint(z0)}, where it was ` +
-        `${show(Math.exp(BASES[s.base](...z0)), 3)}; areas became ${show(Math.exp(ladj))} times as large ` +
-        `(ladj = ${show(ladj)}).`
+      ? `At ${showPoint(z)} the density is ${show(sum, 3)}. What lies there started at ${showPoint(z0)}, where it ` +
+        `was ${show(Math.exp(BASES[s.base](...z0)), 3)}; areas became ${show(Math.exp(ladj))} times as large, ` +
+        `ladj = ${show(ladj)}.`
       : `${found.length} points land at ${showPoint(z)}, so the density is ${list} = ${show(sum, 3)}. ` +
         `A formula that follows one of them sees ${show(Math.max(...terms), 3)} at best.`;
   }
@@ -672,7 +648,7 @@ function render({ model, el }) {
       densityPicture(prepare(s, i), resting ? 50 : 25, item.firstChild);
     });
     tour.forEach((item) => item.setAttribute("aria-pressed", item.textContent === view.example));
-    caption.textContent = EXAMPLES[view.example][0];
+    caption.textContent = EXAMPLES[view.example]?.[1] ?? HELLO;
     play.textContent = view.playing ? "❚❚ Pause" : "▶ Play";
     fitButton.textContent = view.fit ? "Stop" : "Fit";
     [slider.max, slider.value] = [K, time()];
@@ -682,10 +658,10 @@ function render({ model, el }) {
     const steps = prepare(s);
     status.className = steps.some((step) => step.slack <= 0) ? "planar-folds" : "";
     if (!K) return void (status.textContent = "No step: what goes in comes out.");
-    status.textContent =
-      `Step ${k + 1} of ${K}: w = ${showPoint(s.w[k])}, u = ${showPoint(s.u[k])}, b = ${show(s.b[k])}; wᵀu = ${show(dot(s.w[k], s.u[k]))}. ` + (s.constraint !== "none"
-      ? `With û it is ${show(steps[k].slack - 1)} > −1: nothing folds, whatever u is.`
-      : steps[k].slack > 0 ? "It is above −1: this step does not fold." : "It is not above −1: the plane folds.");
+    const [w, u, b, before] = [showPoint(s.w[k]), showPoint(s.u[k]), show(s.b[k]), dot(s.w[k], s.u[k])];
+    status.textContent = `Step ${k + 1} of ${K}: w = ${w}, u = ${u}, b = ${b}; wᵀu = ${show(before)}. ` +
+      (s.constraint !== "none" ? `With û it is ${show(steps[k].slack - 1)} > −1: nothing folds, whatever u is.`
+        : before > -1 ? "It is above −1: this step does not fold." : "It is not above −1: the plane folds.");
     if (resting && status.className) status.textContent +=
       ` Follow one branch, and you have at best ${show(100 * massOnOneBranch(steps, BASES[s.base]), 0)} % of the mass.`;
   }

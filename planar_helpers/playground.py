@@ -14,32 +14,31 @@ from traitlets import Enum, Float, Instance
 
 from planar_helpers import planar
 
-MODULE = Path(__file__).with_name("playground.js")
-SHEET, PAGE = MODULE.with_suffix(".css"), MODULE.with_suffix(".html")
+MODULE, SHEET, PAGE = (Path(__file__).with_name(f"playground.{kind}") for kind in ("js", "css", "html"))
 KEYS = ("w", "u", "b", "constraint", "base", "target", "t")
 
 
 def _tensor(*shape: int) -> Instance:
     """Return a trait that is a float64 tensor in Python and a list in the browser."""
-    from_list = lambda value, _: torch.tensor(value, dtype=torch.float64).reshape(shape)  # noqa: E731
-    return Instance(Tensor, allow_none=True).tag(sync=True, to_json=lambda value, _: value.tolist(), from_json=from_list)
+    to_json, from_json = lambda value, _: value.tolist(), lambda value, _: torch.tensor(value).double().reshape(shape)
+    return Instance(Tensor).tag(sync=True, to_json=to_json, from_json=from_json)
 
 
 class Playground(anywidget.AnyWidget):
     """Show a planar flow of the plane whose w, u and b are dragged by hand, and read here at any time.
 
-    Shapes: w, u (K, 2), b (K,), float64. `constraint` is "shifted", "paper", or "none", which lets a step fold;
-    `base` names where it starts, `target` (0 for none) what is outlined and fitted, `t` how many steps are shown, a
-    part of the last one too (None: all). Each can be set, and is what the reader made of it; `set` changes w, u and b
-    together. Raises ValueError for other shapes or names, TypeError for other dtypes.
+    Shapes: w and u (K, 2), b (K,), float64. `constraint` is "shifted", "paper", or "none", which lets a step fold;
+    `base` ("gaussian", "square", "target 1" to "target 4") is where the flow starts, `target` (1 to 4, or 0) what is
+    outlined and fitted, `t` how many steps are shown, a part of the last one too (None: all). Each is an attribute,
+    and holds what the reader made of it; `set` changes w, u and b together. Raises ValueError for other shapes,
+    TypeError for other dtypes, traitlets' TraitError for other names.
 
-    >>> playground = Playground(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.4, 0.0]]), torch.zeros(1))
-    >>> playground.w.shape
-    torch.Size([1, 2])
+    >>> playground = Playground(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.5, 0.0]]), torch.zeros(1))
+    >>> playground.u  # as given, or as it was dragged since
+    tensor([[1.5000, 0.0000]], dtype=torch.float64)
     """
 
-    _esm = MODULE
-    _css = SHEET
+    _esm, _css = MODULE, SHEET
     w, u, b = _tensor(-1, 2), _tensor(-1, 2), _tensor(-1)
     constraint = Enum([*planar.CONSTRAINTS, "none"], "shifted").tag(sync=True)
     base = Enum(["gaussian", "square", *(f"target {i}" for i in range(1, 5))], "gaussian").tag(sync=True)
@@ -47,36 +46,33 @@ class Playground(anywidget.AnyWidget):
     t = Float(None, allow_none=True).tag(sync=True)
 
     def __init__(self, w: Tensor, u: Tensor, b: Tensor, **others: Any) -> None:
-        super().__init__(**dict(zip("wub", _checked(w, u, b), strict=True)), **others)
+        super().__init__(**_checked(w=w, u=u, b=b), **others)
 
     def set(self, w: Tensor, u: Tensor, b: Tensor) -> None:
         """Give the flow other parameters, of another K too."""
         with self.hold_sync():
-            self.w, self.u, self.b = _checked(w, u, b)
+            for name, value in _checked(w=w, u=u, b=b).items():
+                self.set_trait(name, value)
 
     def html(self) -> str:
-        """Return the playground as it stands for a page without a kernel: it needs nothing beside it."""
+        """Return the playground as it stands now for a page without a kernel: it needs nothing beside it."""
         state = {key: getattr(self, key) for key in KEYS}
         state |= {key: state[key].tolist() for key in "wub"}
-        text = PAGE.read_text(encoding="utf-8")
-        for name, content in {
-            "sheet": SHEET.read_text(encoding="utf-8"),
-            "module": MODULE.read_text(encoding="utf-8"),
-            "state": json.dumps(state),
-        }.items():
-            text = text.replace("{" + name + "}", content, 1)
-        return text
+        sheet, module, page = (path.read_text(encoding="utf-8") for path in (SHEET, MODULE, PAGE))
+        return page.replace("{sheet}", sheet).replace("{state}", json.dumps(state)).replace("{module}", module)
 
     def __repr__(self) -> str:
         return f"Playground(K={len(self.b)}, constraint={self.constraint!r}, base={self.base!r})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
-        data, metadata = super()._repr_mimebundle_(**kwargs)
+        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         return data | {"text/html": self.html()}, metadata
 
 
-def _checked(*parameters: Tensor) -> list[Tensor]:
-    planar._check_parameters(*parameters)
-    if parameters[0].dim() != 2 or parameters[0].shape[1] != 2:
-        raise ValueError(f"w and u must have shape (K, 2), as the playground is a plane, got {tuple(parameters[0].shape)}")
-    return [parameter.detach().double().cpu() for parameter in parameters]
+def _checked(**parameters: Tensor) -> dict[str, Tensor]:
+    """Return w, u and b as the playground keeps them, float64 and without history, if they are K steps of the plane."""
+    planar._check_parameters(**parameters)
+    shape = tuple(parameters["w"].shape)
+    if len(shape) != 2 or shape[1] != 2:
+        raise ValueError(f"w and u must have shape (K, 2), since the playground is a plane, got {shape}")
+    return {name: value.detach().double().cpu() for name, value in parameters.items()}

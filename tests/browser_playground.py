@@ -186,9 +186,7 @@ def targets_and_gradients_are_the_packages(browser: Any) -> Iterator[str]:
         loss = (standard_normal_log_density(z0) - ladj - targets.log_target(zK, 4)).mean()
         gradients = torch.autograd.grad(loss, (w, u, b))
         state = {"w": w.tolist(), "u": u.tolist(), "b": b.tolist(), "constraint": constraint}
-        ours = page.evaluate(
-            "([z, p]) => planar.lossAndGradient(z, p, planar.BASES.gaussian, 4)", [z0.tolist(), state]
-        )
+        ours = page.evaluate("([z, p]) => planar.lossAndGradient(z, p, planar.BASES.gaussian, 4)", [z0.tolist(), state])
         for name, theirs in zip("wub", gradients, strict=True):
             difference = (torch.tensor(ours[name]) - theirs).abs().max().item() / theirs.abs().max().item()
             print(f"    gradient towards {name}, {constraint:9}         relative difference {difference:.1e}")
@@ -308,7 +306,7 @@ def the_fold_is_shown(browser: Any) -> Iterator[str]:
     yield "" if red_share(page) > 0.05 else f"the fold is not red: {red_share(page):.3f} of the plane"
     status = page.locator(".planar-folds").inner_text()
     yield "" if "the plane folds" in status and "% of the mass" in status else f"the fold's status says {status!r}"
-    page.mouse.move(*to_screen(page, (-0.1, 0.0)))
+    page.mouse.move(*to_screen(page, (0.8, -2.0)))
     page.wait_for_timeout(300)
     text = page.locator(".planar-probe").inner_text()
     yield "" if text.startswith("3 points land at") and "follows one" in text else f"the probe says {text!r}"
