@@ -6,8 +6,8 @@
     python tests/browser_panel.py --lab        `make lab`, as a reader uses it
 
 The last runs `make lab` in a copy of the checkout whose path has a blank: opens 00 and 02, runs them, drags in the
-playground, lets Jupyter save them by itself, shuts it down from its menu, and opens the lab again. It fails if git then
-sees a change, if a picture or a link of a copy is broken, if an edited copy is overwritten, or if one that was not edited
+playground, lets Jupyter save them by itself, shuts it down from its menu, and opens the lab again. It fails if git sees
+a change, if a picture or a link of a copy is broken, if an edited copy is overwritten, or if one that was not edited
 does not follow its original.
 
 The others work on copies in a temporary folder, with temporary settings, at the quick budget. They fail if a cell shows
