@@ -350,8 +350,7 @@ function render({ model, el }) {
   const outlines = {}; // of the targets, as pictures
   let cloud = { base: "", points: [] };
   let shown = { s: null, n: 0, picture: null }; // the density, as last drawn
-  let beside = null; // the state whose numbers stand beside the plane
-  let side = 128; // pixels a side while something moves: fewer where the machine is slow
+  let [beside, side] = [null, 128]; // the state whose numbers stand there; pixels a side while something moves
   let [moved, frame, asked, waiting] = [0, 0, 0, 0];
 
   const time = () => clip(s.t ?? s.b.length, 0, s.b.length);
@@ -680,6 +679,7 @@ function render({ model, el }) {
   watch.observe(stage);
   draw();
   showSide(true);
+  if (s.t === 0) start(); // it was left at the start: show what follows
   return () => {
     cancelAnimationFrame(asked);
     watch.disconnect();

@@ -84,6 +84,8 @@ def test_make_and_ci_call_the_same_commands() -> None:
         "sweep",
         "bench",
         "mutants",
+        "book",
+        "book-test",
         "browser",
         "clean",
         "help",
