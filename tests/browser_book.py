@@ -35,7 +35,8 @@ BAD_MATHS = """() => {
     const wrong = [...document.querySelectorAll('[data-mml-node=merror], mjx-merror')].map(e => 'error: ' +
         (e.getAttribute('title') || e.dataset.mjxError || e.textContent));
     const raw = [...document.querySelectorAll('article p, article li, article td, .math')].map(e => {
-        const copy = e.cloneNode(true); copy.querySelectorAll('code, pre, mjx-container, script, style').forEach(c => c.remove());
+        const copy = e.cloneNode(true);
+        copy.querySelectorAll('code, pre, mjx-container, script, style').forEach(c => c.remove());
         return copy.textContent; }).filter(t => /\\\\(begin|mathbf|frac|hat|log|tag)|\\$\\$/.test(t));
     return [...wrong, ...raw.map(t => 'not rendered: ' + t.trim().slice(0, 60))]; }"""
 TOO_WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
