@@ -493,7 +493,7 @@ function render({ model, el }) {
     }
     if (view.fit) fitForAWhile(view.fit);
     draw();
-    if (view.playing || view.fit || performance.now() - moved < 300) redraw();
+    if (canvas.clientWidth && (view.playing || view.fit || beside !== s)) redraw(); // until one has been drawn at rest
   }
 
   function fitForAWhile(fit) {
