@@ -387,25 +387,35 @@ def a_phone_holds_it(browser: Any) -> Iterator[str]:
 
 
 def pictures_come_fast(browser: Any) -> Iterator[str]:
-    """Drag a handle of the last of eight steps for two seconds, and count the pictures."""
+    """Drag a handle of the last of eight steps for 60 pictures: how many a second, and processor time for one.
+
+    The second does not depend on what else the machine does; 30 a second leave 33 ms for each.
+    """
     generator = torch.Generator().manual_seed(4)
     w, u = torch.randn(2, 8, 2, generator=generator)
     page = open_page(browser, Playground(w, 0.5 * u, torch.zeros(8)), DESKTOP)
     page.wait_for_timeout(800)
-    rate = page.evaluate("""async () => {
+    clock = page.context.new_cdp_session(page)
+    clock.send("Performance.enable", {"timeDomain": "threadTicks"})
+    spent = lambda: {m["name"]: m["value"] for m in clock.send("Performance.getMetrics")["metrics"]}  # noqa: E731
+    drag = """async count => {
         const handle = document.querySelector('[data-handle=u]'), root = document.querySelector('.planar');
         const plane = document.querySelector('.planar-plane').getBoundingClientRect();
         handle.setPointerCapture = () => {}; handle.hasPointerCapture = () => true;
         const move = (t) => handle.dispatchEvent(new PointerEvent('pointermove', { clientX: plane.left + plane.width *
             (0.5 + 0.2 * Math.cos(t / 300)), clientY: plane.top + plane.height * (0.5 + 0.2 * Math.sin(t / 300)) }));
-        const next = () => new Promise(requestAnimationFrame);
-        for (let i = 0; i < 40; i++) { move(i); await next(); }
         const [begun, before] = [performance.now(), +root.dataset.frames];
-        while (performance.now() - begun < 2000) { move(performance.now()); await next(); }
-        return (root.dataset.frames - before) / (performance.now() - begun) * 1000;
-    }""")
-    print(f"    {rate:.0f} pictures a second while a handle of eight steps is dragged")
-    yield "" if rate >= 15 else f"only {rate:.0f} pictures a second"  # half of what a laptop must reach, as CI shares
+        while (root.dataset.frames - before < count) {
+            move(performance.now());
+            await new Promise(requestAnimationFrame);
+        }
+        return [root.dataset.frames - before, performance.now() - begun]; }"""
+    page.evaluate(drag, 60)  # warm
+    before = spent()
+    pictures, wall = page.evaluate(drag, 60)
+    each = 1000 * (spent()["TaskDuration"] - before["TaskDuration"]) / pictures
+    print(f"    {1000 * pictures / wall:.0f} pictures a second; {each:.0f} ms of processor time for each, K = 8")
+    yield "" if each < 33 else f"a picture takes {each:.0f} ms: fewer than 30 a second"
 
 
 CHECKS: list[Callable[[Any], Iterator[str]]] = [
