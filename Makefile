@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 # quick or full
 BUDGET ?= quick
+# not empty: serve the book once it is built
+SERVE ?=
 # one or more notebooks, such as ONLY=08 or ONLY=01,02; all if empty
 ONLY ?=
 # how many notebooks, or tests, at a time; each takes one thread
@@ -22,10 +24,10 @@ BUILD ?= $(or $(PLANAR_FIGURES),$(CURDIR)/build)
 CLEAN := env -u PYTHONPATH -u PYTHONWARNINGS -u MPLBACKEND OMP_NUM_THREADS=1 HYPOTHESIS_STORAGE_DIRECTORY="$(BUILD)/hypothesis"
 
 .DEFAULT_GOAL := help
-.PHONY: help environment figures test lab notebooks readme sweep bench mutants stress versions browser assignments grade clean
+.PHONY: help environment figures test lab notebooks readme sweep bench mutants stress versions browser assignments grade book book-test clean
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/:.*## /\t/' | expand -t 12
 
 figures: environment  ## Run the notebooks and write the figures (BUDGET=quick or full, ONLY=08, JOBS=2)
 	PLANAR_BUDGET="$(BUDGET)" "$(BIN)/python" notebooks/execute.py --jobs "$(JOBS)" $(ONLY)
@@ -66,8 +68,17 @@ versions:  ## Run the unit tests with the oldest PyTorch that pyproject.toml all
 		"$$folder/bin/python" -m pip install -qq -e ".[test,lab]" && \
 		$(CLEAN) "$$folder/bin/python" -m pytest -q -n "$(JOBS)" --dist=loadfile -p no:cacheprovider tests planar_helpers
 
-browser: environment  ## Move the panel of notebook 02, and use `make lab`, in a real browser (needs Chromium)
+book: environment  ## Build the book, a site of static pages, into build/book/ (SERVE=1 serves it on this machine)
+	"$(BIN)/python" -m pip install -qq -e ".[book]"
+	"$(BIN)/python" book/build.py $(if $(SERVE),--serve)
+
+book-test: book  ## Read the book in a real browser, without a network (needs Chromium)
 	"$(BIN)/python" -m pip install -qq -e ".[browser]"
+	"$(BIN)/python" tests/browser_book.py
+
+browser: environment  ## Use the playground and `make lab` in a real browser (needs Chromium)
+	"$(BIN)/python" -m pip install -qq -e ".[browser]"
+	"$(BIN)/python" tests/browser_playground.py
 	"$(BIN)/python" tests/browser_panel.py
 	"$(BIN)/python" tests/browser_panel.py --lab
 
