@@ -107,10 +107,10 @@ def test_epochs_until_a_bound_are_medians_of_three_seeds(
     history(tmp_path, [-140.0] * 9, schedule="cosine", lr=0.004)  # one seed is none
     history(tmp_path, [-140.0] * 9, schedule="constant", decoder="another")  # another experiment
     found = bench.epochs_until(tmp_path)
-    # three epochs pass −147 when two of them are at −140, one at −150: −143.3
-    assert found["constant step size 0.001"] == [12, 13, 17]
-    assert found["cosine step size 0.002 over 100 epochs"] == [5, 6, 10]
-    assert rows(bench.table(timed({}), tmp_path)).popitem()[1] == ["2.17", "2.17 to 2.17", "≥ 3", "missed"]
+    # one epoch of three at −140 is enough: −146.67
+    assert found["constant step size 0.001"] == [11, 12, 16]
+    assert found["cosine step size 0.002 over 100 epochs"] == [4, 5, 9]
+    assert rows(bench.table(timed({}), tmp_path)).popitem()[1] == ["2.40", "2.40 to 2.40", "≥ 3", "missed"]
     (tmp_path / "K=3-constant-0.json").unlink()
     assert rows(bench.table(timed({}), tmp_path)).popitem()[1][0] == "not measured"
 
