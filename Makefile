@@ -51,8 +51,12 @@ readme: environment  ## State the stored numbers and minutes in the READMEs and 
 sweep: environment  ## Make the runs behind notebooks 08 and 10 that are not made yet (hours; it can be stopped; JOBS=2)
 	set -e; for plan in figures/results/runs/*.plan; do $(CLEAN) "$(BIN)/python" -m planar_helpers sweep --plan "$$plan" --jobs "$(JOBS)"; done
 
-bench: environment  ## Compare speeds in one run, as ratios
-	"$(BIN)/python" tests/bench.py
+bench: environment  ## Compare speeds in one run, as ratios, in figures/bench.md (ten minutes, on a quiet machine)
+	"$(BIN)/python" -m pip install -qq -e ".[bench]"
+	mkdir -p "$(BUILD)"
+	$(CLEAN) "$(BIN)/python" -m pytest -q -o addopts=--import-mode=importlib -o filterwarnings=default -p no:cacheprovider \
+		--benchmark-json="$(BUILD)/bench.json" tests/bench.py
+	$(CLEAN) "$(BIN)/python" tests/bench.py "$(BUILD)/bench.json"
 
 mutants: environment  ## Change the package in small ways and see a test fail for each
 	$(CLEAN) "$(BIN)/python" tests/mutants.py
