@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 # quick or full
 BUDGET ?= quick
+# not empty: serve the book once it is built
+SERVE ?=
 # one or more notebooks, such as ONLY=08 or ONLY=01,02; all if empty
 ONLY ?=
 # how many notebooks, or tests, at a time; each takes one thread
@@ -22,10 +24,10 @@ BUILD ?= $(or $(PLANAR_FIGURES),$(CURDIR)/build)
 CLEAN := env -u PYTHONPATH -u PYTHONWARNINGS -u MPLBACKEND OMP_NUM_THREADS=1 HYPOTHESIS_STORAGE_DIRECTORY="$(BUILD)/hypothesis"
 
 .DEFAULT_GOAL := help
-.PHONY: help environment figures test lab notebooks readme sweep bench mutants browser clean
+.PHONY: help environment figures test lab notebooks readme sweep bench mutants stress versions browser assignments grade book book-test clean
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/:.*## /\t/' | expand -t 12
 
 figures: environment  ## Run the notebooks and write the figures (BUDGET=quick or full, ONLY=08, JOBS=2)
 	PLANAR_BUDGET="$(BUDGET)" "$(BIN)/python" notebooks/execute.py --jobs "$(JOBS)" $(ONLY)
@@ -49,16 +51,52 @@ readme: environment  ## State the stored numbers and minutes in the READMEs and 
 sweep: environment  ## Make the runs behind notebooks 08 and 10 that are not made yet (hours; it can be stopped; JOBS=2)
 	set -e; for plan in figures/results/runs/*.plan; do $(CLEAN) "$(BIN)/python" -m planar_helpers sweep --plan "$$plan" --jobs "$(JOBS)"; done
 
-bench: environment  ## Compare speeds in one run, as ratios
-	"$(BIN)/python" tests/bench.py
+bench: environment  ## Compare speeds in one run, as ratios, in figures/bench.md (ten minutes, on a quiet machine)
+	"$(BIN)/python" -m pip install -qq -e ".[bench]"
+	mkdir -p "$(BUILD)"
+	$(CLEAN) "$(BIN)/python" -m pytest -q -o addopts=--import-mode=importlib -o filterwarnings=default -p no:cacheprovider \
+		--benchmark-json="$(BUILD)/bench.json" tests/bench.py
+	$(CLEAN) "$(BIN)/python" tests/bench.py "$(BUILD)/bench.json"
 
 mutants: environment  ## Change the package in small ways and see a test fail for each
 	$(CLEAN) "$(BIN)/python" tests/mutants.py
 
-browser: environment  ## Move the panel of notebook 02, and use `make lab`, in a real browser (needs Chromium)
+stress: environment  ## Kill, fill, starve and attack it, at full counts, and write the table in tests/README.md
+	$(CLEAN) "$(BIN)/python" tests/stress.py --jobs "$(JOBS)"
+
+# Beside the project's own environment, removed afterwards: the oldest PyTorch that pyproject.toml allows.
+OLDEST = $(shell sed -n 's/^ *"\(torch[a-z]*\)>=\([0-9.]*\)",/\1==\2.*/p' pyproject.toml)
+versions:  ## Run the unit tests with the oldest PyTorch that pyproject.toml allows (downloads it; Python 3.11 or 3.12)
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && "$(PYTHON)" -m venv "$$folder" && \
+		"$$folder/bin/python" -m pip install -qq $(OLDEST) "numpy<2.3" $(if $(filter-out 1,$(CPU)),$(CPU),) && \
+		"$$folder/bin/python" -m pip install -qq -e ".[test,lab]" && \
+		$(CLEAN) "$$folder/bin/python" -m pytest -q -n "$(JOBS)" --dist=loadfile -p no:cacheprovider tests planar_helpers
+
+book: environment  ## Build the book, a site of static pages, into build/book/ (SERVE=1 serves it on this machine)
+	"$(BIN)/python" -m pip install -qq -e ".[book]"
+	"$(BIN)/python" book/build.py $(if $(SERVE),--serve)
+
+book-test: book  ## Read the book in a real browser, without a network (needs Chromium)
 	"$(BIN)/python" -m pip install -qq -e ".[browser]"
+	"$(BIN)/python" tests/browser_book.py
+
+browser: environment  ## Use the playground and `make lab` in a real browser (needs Chromium)
+	"$(BIN)/python" -m pip install -qq -e ".[browser]"
+	"$(BIN)/python" tests/browser_playground.py
 	"$(BIN)/python" tests/browser_panel.py
 	"$(BIN)/python" tests/browser_panel.py --lab
+
+assignments: environment  ## Write the student copies of the assignments (PRIVATE=number TO=folder: a private variant)
+	"$(BIN)/python" notebooks/assignments/release.py $(if $(PRIVATE),--private "$(PRIVATE)" --to "$(TO)")
+
+# MASTERS: a private variant's folder. Formulas in the feedback, and nbgrader for those who use it, are an extra.
+SUBMISSIONS ?=
+GRADES ?= $(CURDIR)/build/grades
+MASTERS ?= notebooks/assignments/solutions
+grade: environment  ## Grade a folder from Moodle, Canvas or name/A1.ipynb (SUBMISSIONS=folder, GRADES=folder)
+	@test -d "$(SUBMISSIONS)" || { echo "say which folder: make grade SUBMISSIONS=folder"; exit 2; }
+	@"$(BIN)/python" -c 'import latex2mathml, nbgrader' 2>/dev/null || "$(BIN)/python" -m pip install -qq $(PIN) -e ".[grade]"
+	$(CLEAN) "$(BIN)/python" notebooks/assignments/grade.py "$(SUBMISSIONS)" --grades "$(GRADES)" --masters "$(MASTERS)"
 
 clean:  ## Remove the environment, build/ and trained models; my_notebooks/ stays
 	rm -rf "$(VENV)" build runs

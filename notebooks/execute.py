@@ -32,6 +32,7 @@ from planar_helpers import run  # noqa: E402
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT = ("tags", "alt")  # of a cell's metadata
+WIDGET = "application/vnd.jupyter.widget-view+json"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 FIRST = ("08", "07", "00", "09", "04", "06")  # the longest first, so that side by side all end together
 
@@ -136,6 +137,9 @@ def clean(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in KEPT if cell.metadata.get(key)})
         if cell.cell_type == "code":
+            for output in cell.outputs:
+                if "text/html" in output.get("data", {}):
+                    output.data.pop(WIDGET, None)  # the page form stays
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not is_widget(o)]
             for output in cell.outputs if "alt" in cell.metadata else []:
                 for kind in output.get("data", {}):
@@ -145,7 +149,7 @@ def clean(notebook: nbformat.NotebookNode) -> None:
 
 def is_widget(output: nbformat.NotebookNode) -> bool:
     """Whether an output is a live widget, whose stored form GitHub cannot show."""
-    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    return WIDGET in output.get("data", {})
 
 
 def figures_in(notebook: nbformat.NotebookNode) -> int:
@@ -259,4 +263,7 @@ def shown(path: Path) -> str:
 
 
 if __name__ == "__main__":
+    from planar_helpers.__main__ import stop_on_signals
+
+    stop_on_signals("execute.py")  # the trainings go on from their last epochs
     sys.exit(main())

@@ -1,11 +1,18 @@
-"""The command line: python -m planar_helpers train | evaluate | sweep."""
+"""The command line: python -m planar_helpers train | evaluate | sweep.
+
+Exit codes: 0 done; 1 something was missing or could not be written; 2 a bad argument; 130, 143 and 129 stopped by
+Ctrl-C, SIGTERM and SIGHUP (128 + the signal's number): the same command goes on from the last epoch.
+"""
 
 import argparse
 import json
+import os
 import re
 import shlex
+import signal
 import sys
 from ast import literal_eval
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
@@ -84,11 +91,15 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
             one.add_argument("--scheduler", help="address of a Dask scheduler, such as tcp://host:8786")
     arguments = parser.parse_args(words)
     try:
-        given = {name: getattr(arguments, name) for name in HELP}
-        arguments.runs = sweep.combinations({name: values(text) for name, text in given.items() if text is not None})
+        arguments.runs = sweep.combinations(
+            {name: values(text) for name in HELP if (text := getattr(arguments, name)) is not None}
+        )
         if getattr(arguments, "plan", None):
-            lines = [line for line in arguments.plan.read_text(encoding="utf-8").splitlines() if line.startswith("--")]
-            planned = [parse(["sweep", *shlex.split(line)]) for line in lines]
+            planned = [
+                parse(["sweep", *shlex.split(line)])
+                for line in arguments.plan.read_text(encoding="utf-8").splitlines()
+                if line.startswith("--")
+            ]
             arguments.runs = sorted((run for one in planned for run in one.runs), key=itemgetter("seed"))
             arguments.test |= any(one.test for one in planned)
     except (ValueError, TypeError, OSError) as error:
@@ -110,16 +121,25 @@ def main(words: list[str] | None = None) -> int:
             path = sweep.run(arguments.runs[0], on_test=arguments.command == "evaluate", progress=True)
             print(json.dumps(json.loads(path.read_text(encoding="utf-8")).get("results", {}), indent=1), path, sep="\n")
     except (OSError, ValueError, ImportError) as error:
-        return _end(str(error), 1)
-    except KeyboardInterrupt:
-        return _end("stopped: the same command goes on from here", 130)
+        print(f"python -m planar_helpers: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
-def _end(line: str, code: int) -> int:
-    print(f"python -m planar_helpers: {line}", file=sys.stderr)
-    return code
+def stop_on_signals(program: str) -> None:
+    """Let Ctrl-C, SIGTERM and SIGHUP say so in one line, and leave with 128 + their number; twice leaves at once."""
+
+    def stop(number: int, _: Any) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, f"\n{program}: stopped by {signal.Signals(number).name}: run it again to go on\n".encode())
+        raise SystemExit(128 + number)
+
+    # Windows has no SIGHUP, nohup ignores it
+    for number in [n for n in {1, 2, 15} & {*signal.valid_signals()} if signal.getsignal(n) != signal.SIG_IGN]:
+        signal.signal(number, stop)
 
 
 if __name__ == "__main__":
+    stop_on_signals("python -m planar_helpers")
     sys.exit(main())

@@ -36,8 +36,10 @@ def download_mnist() -> dict[str, bytes]:
         now = time.monotonic()
         if now - transfer.last_byte > 2 * SILENCE or now - start > TOTAL:
             transfer.stop.set()
-            begun = "the download stopped" if transfer.received else "no server answered"
-            raise OSError(f"{begun}: given up after {now - start:.0f} seconds")
+            raise OSError(
+                f"{'the download stopped' if transfer.received else 'no server answered'}: "
+                f"given up after {now - start:.0f} seconds"
+            )
         thread.join(0.05)
     if transfer.error is not None:
         raise OSError(transfer.error)

@@ -195,8 +195,8 @@ def image_grid(ax: Axes, images: Values, columns: int = 10, padding: int = 5, ti
     for name, given, least in (("columns", columns, 1), ("padding", padding, 0)):
         if not isinstance(given, int | np.integer) or given < least:
             raise ValueError(f"{name} must be a whole number, at least {least}, got {given!r}")
-    tiles = torch.from_numpy(pixels).reshape(-1, 1, 28, 28)
-    grid = make_grid(tiles, nrow=columns, padding=padding)  # a single image gets no padding
+    # a single image gets no padding
+    grid = make_grid(torch.from_numpy(pixels).reshape(-1, 1, 28, 28), nrow=columns, padding=padding)
     ax.imshow(grid[0].numpy(), cmap="gray", vmin=0, vmax=1, origin="upper")
     ax.set(title=title)
     ax.axis("off")

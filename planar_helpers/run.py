@@ -4,7 +4,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -45,10 +45,10 @@ def by_budget(quick: T, full: T) -> T:
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """Print one line to stdout, or another stream; what the stream cannot show, or no stream at all, is no error."""
+    """Print one line to stdout, or another stream; what it cannot show, a closed one, or none at all is no error."""
     stream = stream or sys.stdout
-    if stream is not None and not getattr(stream, "closed", False):
-        encoding = getattr(stream, "encoding", None) or "utf-8"
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    with suppress(OSError, ValueError):  # the terminal is gone, or the stream closed: the training is not
         print(line.encode(encoding, errors="replace").decode(encoding), file=stream)
 
 
@@ -67,24 +67,32 @@ def folder(kind: str) -> Path:
     if kind == "results":
         return folder("figures") / "results"
     checkout = Path(__file__).resolve().parent.parent
-    in_checkout = (checkout / "pyproject.toml").is_file() and (checkout / "notebooks").is_dir()
-    return checkout / kind if in_checkout else Path(kind)
+    return (
+        checkout / kind if all((checkout / name).exists() for name in ("pyproject.toml", "notebooks")) else Path(kind)
+    )
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to, and rename it to `path` once the block is done.
 
-    A reader sees the old file or the new one, never half of one; if the block fails, the old file stays and the
-    temporary one goes. The suffix is the same, the folder is created if it is missing, and the file gets the
-    permissions of any other new file, so that a class can share a folder.
+    A reader sees the old file or the new one, never half of one, after a power cut, too; if the block fails, the old
+    file stays and the temporary one goes. What a killed process left goes with the first write a day later. The suffix
+    is the same, the folder is created if it is missing, and the file gets the permissions of any other new file, so
+    that a class can share a folder.
     """
     path = Path(path).absolute()  # the block may change the working directory
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
     try:
         temporary.touch(mode=0o666, exist_ok=False)  # less what the umask takes away
+        with suppress(OSError):  # another process may remove them, too
+            for old in path.parent.glob(f".{'[0-9a-f]' * 16}*"):
+                if old.stat().st_mtime < temporary.stat().st_mtime - 24 * 3600:  # both by the disk's clock
+                    old.unlink()
         yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())  # the content, before the name
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

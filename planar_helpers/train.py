@@ -44,7 +44,10 @@ def _undisturbed(loop: Callable[Concatenate[PlanarVAE, P], History]) -> Callable
     def undisturbed(model: PlanarVAE, *args: P.args, **kwargs: P.kwargs) -> History:
         _check_model(model)
         with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            return loop(model, *args, **kwargs)
+            try:
+                return loop(model, *args, **kwargs)
+            finally:
+                vars(model).pop("elbo_terms", None)  # `Watch` was there
 
     return undisturbed
 
@@ -78,7 +81,8 @@ def fit(
     result bit for bit. Autocast, no_grad and inference_mode have no say here.
 
     Raises ValueError or TypeError for bad settings or data, or a checkpoint of another run; OSError if the checkpoint
-    cannot be written; FloatingPointError if the loss stops being finite. Labels are never looked at.
+    cannot be written; FloatingPointError at the first step that is not finite, which is kept (`checkpoint.Watch` says
+    how to repeat it). Labels are never looked at.
     Source: the post's settings. Derived in: notebooks/07_train_the_vae, section "How is it trained?".
     """
     given: dict[str, Any] = {
@@ -206,8 +210,7 @@ def train_or_load(
     with nullcontext() if run.finished(epochs).is_file() else run.lock():
         history = fit(model, images, checkpoint=run, progress=progress, **fit_settings)
     seed_all(seed)  # whatever is drawn next depends on the seed alone, not on how the model came about
-    named = f"K = {K}" if K == 0 else f"K = {K}, {constraint} u_hat"
-    named = named if family == "planar" else f"{family}, {named}"
+    named = f"{family}, " * (family != "planar") + f"K = {K}" + f", {constraint} u_hat" * (K > 0)
     say(f"{named}: {epochs} epochs on {images.name}, seed {seed}, test ELBO {history.test.elbo[-1]:.2f} nats")
     return model.eval(), history
 
@@ -217,8 +220,7 @@ def epochs_for(images: Images) -> int:
 
     The digits are forty times fewer, so an epoch is forty times shorter: 400 and 100 there.
     """
-    mnist = len(images.train) > 10_000
-    return by_budget(quick=3, full=100) if mnist else by_budget(quick=100, full=400)
+    return by_budget(quick=3, full=100) if len(images.train) > 10_000 else by_budget(quick=100, full=400)
 
 
 # What decides a trained model's numbers, and so its files' name. Listed by name: moving one is an error here.

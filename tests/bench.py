@@ -1,30 +1,143 @@
 """`make bench`: speed, compared in one run as ratios. Absolute seconds are noise on a shared machine.
 
-1. The first epochs at the post's settings: the post's way of training (a DataLoader with ToTensor, one flow step
-   after the other by indexing) against `planar_helpers.train.fit`. The post's epochs grow slower: weight decay takes
-   weights of pixels that are always black to subnormal numbers, which `fit` sets to 0.
-2. planar_chain for growing K, forward and backward: linear cost, against indexing w[:, k] in a loop.
+pytest-benchmark times the cases below. Those of a group take turns: each is timed for some rounds, then the next one,
+and all of them again. A ratio is one of shortest rounds in a turn, so that both sides saw the same phase of the
+machine; the table in figures/bench.md gives its median over the turns, and its range. One thread; compiled before the
+clock starts.
+
+    pytest tests/bench.py --benchmark-json=build/bench.json && python tests/bench.py build/bench.json
 """
 
-import argparse
+import functools
+import importlib.metadata
 import itertools
+import json
+import math
+import os
+import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import VisionDataset
 
-from planar_helpers.data import Images, load_images
-from planar_helpers.elbo import LOG_2PI
-from planar_helpers.planar import _constrain, _det, planar_chain
+from planar_helpers import sweep
+from planar_helpers.data import load_images, to_float
+from planar_helpers.elbo import LOG_2PI, ElboTerms
+from planar_helpers.planar import PlanarFlow, planar_chain, planar_inverse
+from planar_helpers.quadrature import exact_log_px
+from planar_helpers.run import replacing
 from planar_helpers.train import fit
 from planar_helpers.vae import PlanarVAE
+
+RESULTS = Path(__file__).resolve().parent.parent / "figures" / "results"
+TURNS = {"exact": 2, "step": 5, "epoch": 2, "nine": 1, "chain": 5, "inverse": 5}  # in this order
+SHAPES = ((100, 3, 2), (100, 16, 2), (1000, 16, 2), (100, 80, 40))  # B, K, D
+EPOCHS = 4
+Task = Callable[[], object]
+Push = tuple[Callable[[Tensor], tuple[Tensor, Tensor]], list[Tensor]]  # a flow, and its parameters
+CASES: dict[str, dict[str, tuple[Callable[[], Task], int]]] = {group: {} for group in TURNS}  # what sets up, rounds
+BESIDE: dict[str, list[float]] = {"memory": [], "slower": []}  # what is measured beside the time, at each call
+images = functools.cache(load_images)
+
+
+def case(group: str, name: str, rounds: int = 50) -> Callable[[Callable[[], Task]], Callable[[], Task]]:
+    """Register what sets a case up."""
+
+    def register(setup: Callable[[], Task]) -> Callable[[], Task]:
+        CASES[group][name] = setup, rounds
+        return setup
+
+    return register
+
+
+# --- exact log p(x): first, since it also measures how much memory the process ever held ------------------------------
+
+
+def peak() -> float:
+    """The most memory that the process ever held, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)
+
+
+@case("exact", "exact log p(x)", rounds=1)
+def exact() -> Task:
+    model, weights = PlanarVAE(), np.load(RESULTS / "models" / "K=3-lr=0.002-schedule=cosine-seed=0.npz")
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()})
+    x = to_float(images().test)
+
+    def task() -> None:
+        before = peak()
+        exact_log_px(model, x)
+        BESIDE["memory"].append(peak() - before)
+
+    return task
+
+
+@case("exact", "products of a 201² grid", rounds=1)
+def grid_products() -> Task:
+    x, first, last = to_float(images().test), torch.randn(500, 2), torch.randn(784, 500)
+    z = torch.randn(201**2, 2)
+
+    def task() -> None:
+        for part in z.split(5000):  # all at once would take gigabytes
+            F.linear(F.linear(part, first), last) @ x.T
+
+    return task
+
+
+# --- a training step, against the eleven forward and backward products of its linear layers, in nn.Linear's layouts ---
+
+
+@case("step", "products")
+def products() -> Task:
+    layers = []
+    for inputs, outputs, first in ((784, 500, True), (500, 19, False), (2, 500, False), (500, 784, False)):
+        layers.append((torch.randn(outputs, inputs), torch.randn(100, inputs), torch.randn(100, outputs), first))
+
+    def task() -> None:
+        for weight, x, slope, first in layers:
+            F.linear(x, weight)
+            slope.T @ x
+            if not first:  # no gradient is wanted for the pixels
+                slope @ weight
+
+    return task
+
+
+def stepper(K: int, compiled: bool) -> Task:
+    model = PlanarVAE(K=K, constraint="paper")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-5, fused=True)
+    pixels = images().train
+    batches = itertools.cycle(torch.randperm(len(pixels)).split(100)[:-1])  # all of one size
+    terms_of = torch.compile(model.elbo_terms, dynamic=False) if compiled else model.elbo_terms
+
+    def task() -> None:  # as in `fit`
+        terms = terms_of(to_float(pixels.index_select(0, next(batches))))
+        optimizer.zero_grad()
+        terms.loss.backward()
+        optimizer.step()
+
+    return task
+
+
+for K, compiled in itertools.product((0, 3, 16, 64), (False, True)):
+    name = f"K = {K}" + ", compiled" * compiled
+    CASES["step"][name] = functools.partial(stepper, K, compiled), 50
+
+
+# --- epochs, against the post's own loop ------------------------------------------------------------------------------
 
 
 class PilImages(VisionDataset):
@@ -75,100 +188,272 @@ class PlainVAE(nn.Module):
         return (log_q0 - sum_ladj - log_pz).mean() - log_px_z
 
 
-def post_epochs(dataset: PilImages, epochs: int) -> list[float]:
-    """Train the post's way, the loss added up as the series' earlier VAE posts do; return each epoch's seconds."""
-    model, seconds = PlainVAE(), []
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-5)
-    for _ in range(epochs):
-        start, total = time.perf_counter(), 0.0
-        for x, _ in DataLoader(dataset, batch_size=100, shuffle=True):
-            loss = model(x)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item()
-        seconds.append(time.perf_counter() - start)
-    return seconds
+@case("epoch", "the post's loop", rounds=1)
+def post_epochs() -> Task:
+    loader = DataLoader(PilImages(*images()[:2]), batch_size=100, shuffle=True)
 
-
-def our_epochs(images: Images, epochs: int) -> list[float]:
-    """Train by `fit`, the test set cut to one image, as the post's loop has none; return each epoch's seconds."""
-    marks = [time.perf_counter()]
-
-    class Marked(PlanarVAE):
-        def train(self, mode: bool = True) -> "Marked":  # fit calls this at the start of each epoch
+    def task() -> None:
+        model, marks, total = PlainVAE(), [time.perf_counter()], 0.0
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-5)
+        for _ in range(EPOCHS):
+            for x, _ in loader:
+                loss = model(x)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.item()  # as the series' earlier posts add it up
             marks.append(time.perf_counter())
-            return super().train(mode)
+        BESIDE["slower"].append((marks[-1] - marks[-2]) / (marks[1] - marks[0]))
 
-    fit(Marked(), images._replace(test=images.test[:1]), epochs=epochs, progress=False)
-    marks.append(time.perf_counter())
-    return [end - start for start, end in itertools.pairwise(marks[1:])]
+    return task
 
 
-def medians(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
-    """Return the median of both columns and of the ratios first/second."""
-    first, second = zip(*pairs, strict=True)
-    return statistics.median(first), statistics.median(second), statistics.median(a / b for a, b in pairs)
+@case("epoch", "fit", rounds=1)
+def our_epochs() -> Task:
+    one_test_image = images()._replace(test=images().test[:1])  # the post's loop measures none
+    return lambda: fit(PlanarVAE(constraint="paper"), one_test_image, epochs=EPOCHS, progress=False)
 
 
-def seconds(task: Callable[[], object]) -> float:
-    """Return how long the task takes."""
-    start = time.perf_counter()
-    task()
-    return time.perf_counter() - start
+# --- nine trainings ---------------------------------------------------------------------------------------------------
 
 
-def indexed_chain(z: torch.Tensor, w: torch.Tensor, u: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """planar_chain's own lines, but by indexing: each backward of w[:, k] writes a full (B, K, D)."""
-    u_hat, slack = _constrain(w, u, "paper")
-    a = []
-    for k in range(w.shape[1]):
-        a.append((w[:, k] * z).sum(dim=-1, keepdim=True) + b[:, k, None])
-        z = z + u_hat[:, k] * torch.tanh(a[-1])
-    return z.sum() + torch.log(_det(torch.cat(a, dim=-1), slack)).sum()
+def nine() -> list[sweep.Settings]:
+    return sweep.combinations(
+        {"K": [0, 3, 16], "seed": [0, 1, 2], "epochs": [2], "schedule": ["cosine"], "data": ["auto"]}
+    )
 
 
-def main() -> None:
-    """Print both comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5, help="how often both train, in turns")
-    parser.add_argument("--epochs", type=int, default=5, help="for how many epochs")
-    arguments = parser.parse_args()
-    images = load_images()
-    dataset = PilImages(*images[:2])
-    pairs = [
-        (post_epochs(dataset, arguments.epochs), our_epochs(images, arguments.epochs)) for _ in range(arguments.pairs)
-    ]
-    print(f"an epoch on {images.name}, medians of {len(pairs)} pairs on {torch.get_num_threads()} threads:")
-    for epoch in range(arguments.epochs):
-        post, ours, ratio = medians([(one[epoch], other[epoch]) for one, other in pairs])
-        print(
-            f"  epoch {epoch + 1}: the post's loop {post:.2f} s, planar_helpers {ours:.2f} s, {ratio:.2f} times faster"
-        )
-    _, _, ratio = medians([(sum(one), sum(other)) for one, other in pairs])
-    print(f"  all together: {ratio:.2f} times faster (goal 2.3)")
-    for K in (20, 40, 80, 160):
-        torch.manual_seed(0)
-        z, w, u, b = (
-            torch.randn(100, 2),
-            torch.randn(100, K, 2) / 9,
-            torch.randn(100, K, 2) / 9,
-            torch.randn(100, K),
-        )
-        for tensor in (w, u, b):
-            tensor.requires_grad_()
+@case("nine", "one after the other", rounds=1)
+def in_turn() -> Task:
+    def task() -> None:
+        torch.set_num_threads(os.cpu_count() or 1)
+        for settings in nine():
+            sweep.trained(settings)
 
-        def ours(z=z, w=w, u=u, b=b) -> None:
-            zK, sum_ladj = planar_chain(z, w, u, b)
-            (zK.sum() + sum_ladj.sum()).backward()
+    return task
 
-        def indexed(z=z, w=w, u=u, b=b) -> None:
-            indexed_chain(z, w, u, b).backward()
 
-        _, chain, ratio = medians([(seconds(indexed), seconds(ours)) for _ in range(20)])
-        print(f"K = {K:3}: planar_chain {1e3 * chain:6.2f} ms, {1e6 * chain / K:5.1f} µs a step; "
-              f"indexing takes {ratio:.2f} times as long")  # fmt: skip
+@case("nine", "sweep", rounds=1)
+def spread() -> Task:
+    return lambda: sweep.sweep(nine())
+
+
+# --- the chain, against other libraries: the same map, paper's û, parameters shared by the points ---------------------
+
+
+def chain(whose: str, B: int, K: int, D: int) -> Task:
+    flow, z0 = PlanarFlow(D, K, "paper"), torch.randn(B, D, requires_grad=True)
+    push, parameters = {"ours": ours, "compiled": compiled_ours, "Pyro": pyros, "normflows": normflows}[whose](flow)
+    torch.testing.assert_close(push(z0), flow(z0), rtol=1e-3, atol=1e-3)
+
+    def task() -> None:
+        zK, sum_ladj = push(z0.clone())  # Pyro would know z0 again, and answer from its cache
+        torch.autograd.grad(zK.sum() + sum_ladj.sum(), [z0, *parameters])
+
+    return task
+
+
+def ours(flow: PlanarFlow) -> Push:
+    return flow, list(flow.parameters())
+
+
+def compiled_ours(flow: PlanarFlow) -> Push:
+    return torch.compile(flow, dynamic=False), list(flow.parameters())
+
+
+def pyros(flow: PlanarFlow) -> Push:
+    from pyro.distributions.transforms import Planar  # an extra, needed only here
+
+    steps = nn.ModuleList(Planar(flow.w.shape[1]) for _ in flow.w)
+    for step, w, u, b in zip(steps, flow.w, flow.u, flow.b, strict=True):
+        step.w.data, step.u.data, step.bias.data = w.detach().clone(), u.detach().clone(), b.detach().clone().view(1)
+
+    def push(z: Tensor) -> tuple[Tensor, Tensor]:
+        sum_ladj = torch.zeros(len(z))
+        for step in steps:
+            z_next = step(z)
+            sum_ladj, z = sum_ladj + step.log_abs_det_jacobian(z, z_next), z_next
+        return z, sum_ladj
+
+    return push, list(steps.parameters())
+
+
+def normflows(flow: PlanarFlow) -> Push:
+    from normflows.flows import Planar  # an extra, needed only here
+
+    each = zip(*(tensor.detach().clone().split(1) for tensor in (flow.w, flow.u, flow.b)), strict=True)
+    steps = nn.ModuleList(Planar((flow.w.shape[1],), w=w, u=u, b=b) for w, u, b in each)
+
+    def push(z: Tensor) -> tuple[Tensor, Tensor]:
+        sum_ladj = torch.zeros(len(z))
+        for step in steps:
+            z, ladj = step(z)
+            sum_ladj = sum_ladj + ladj
+        return z, sum_ladj
+
+    return push, list(steps.parameters())
+
+
+for shape, whose in itertools.product(SHAPES, ("ours", "compiled", "Pyro", "normflows")):
+    CASES["chain"][f"{shape}, {whose}"] = functools.partial(chain, whose, *shape), 30
+
+
+@case("inverse", "chain")
+def pushed() -> Task:
+    return per_point(lambda z, w, u, b: sum(part.sum() for part in planar_chain(z, w, u, b)))
+
+
+@case("inverse", "inverse")
+def inverted() -> Task:
+    return per_point(lambda z, w, u, b: planar_inverse(z, w, u, b).sum())
+
+
+def per_point(total: Callable[..., Tensor]) -> Task:
+    """Set up 256 points, each with 32 steps of its own, as an encoder emits them."""
+    inputs = [torch.randn(256, *size, requires_grad=True) for size in ((2,), (32, 2), (32, 2), (32,))]
+    return lambda: torch.autograd.grad(total(*inputs), inputs)
+
+
+# --- timed ------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def no_compiler() -> str:
+    """Return why nothing can be compiled here, in one line; empty if it can."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(9))
+    except RuntimeError as error:
+        return str(error).strip().splitlines()[0]
+    return ""
+
+
+@functools.cache
+def ready(group: str, name: str) -> Task:
+    """Set a case up, once for all its turns."""
+    torch.manual_seed(0)
+    return CASES[group][name][0]()
+
+
+@pytest.mark.parametrize(
+    ("group", "turn", "name"), [(g, turn, name) for g, n in TURNS.items() for turn in range(n) for name in CASES[g]]
+)
+def test_speed(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, group: str, turn: int, name: str
+) -> None:
+    """Time one turn of one case."""
+    if "compiled" in name and no_compiler():
+        pytest.skip(no_compiler())
+    monkeypatch.setenv("PLANAR_RESULTS", str(tmp_path))  # a sweep starts with nothing done
+    torch.set_num_threads(1)
+    rounds = CASES[group][name][1]
+    benchmark.pedantic(ready(group, name), rounds=rounds, warmup_rounds=5 if rounds > 1 else 0)
+    benchmark.extra_info.update(group=group, case=name, turn=turn, beside=BESIDE)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+ROWS = [  # what, group, numerator, denominator, goal
+    ("step, K = 3, against its matrix products", "step", "K = 3", "products", "≤ 1.5"),
+    ("the same, compiled", "step", "K = 3, compiled", "products", "≤ 1.3"),
+    *((f"step, K = {K}, against K = 0", "step", f"K = {K}", "K = 0", "") for K in (3, 16, 64)),
+    *((f"step, K = {K}, against K = 0, compiled", "step", f"K = {K}, compiled", "K = 0, compiled", f"≤ {goal}")
+      for K, goal in ((3, 1.1), (16, 1.3), (64, 2.0))),
+    (f"{EPOCHS} epochs: the post's own loop against `fit`", "epoch", "the post's loop", "fit", "≥ 3"),
+    ("nine trainings: one after the other on all threads, against `sweep`", "nine", "one after the other", "sweep",
+     "≥ 1.6"),
+    *((f"chain {shape}: {other} against {name}", "chain", f"{shape}, {other}", f"{shape}, {one}", goal)
+      for shape in SHAPES for other in ("Pyro", "normflows")
+      for one, name, goal in (("ours", "`planar_chain`", "> 1"), ("compiled", "it compiled", "≥ 4"))),
+    ("chain (256, 32, 2): `planar_inverse` against `planar_chain`", "inverse", "inverse", "chain", "≤ 3"),
+    ("exact log p(x), all test images, against a 201² grid's products", "exact", "exact log p(x)",
+     "products of a 201² grid", "≤ 3"),
+]  # fmt: skip
+
+
+def line(what: str, values: list[float], goal: str) -> str:
+    """One row: the median, the range, the goal, and whether it is met."""
+    if not values:
+        return f"| {what} | not measured | | {goal} | |"
+    value, (sign, _, bound) = statistics.median(values), goal.partition(" ")
+    met = {"≤": float.__le__, "≥": float.__ge__, ">": float.__gt__, "": lambda *_: True}[sign](value, float(bound or 0))
+    verdict = ("met" if met else "missed") if goal else ""
+    return f"| {what} | {value:.2f} | {min(values):.2f} to {max(values):.2f} | {goal} | {verdict} |"
+
+
+def epochs_until(runs: Path, bound: float = -147.0) -> dict[str, list[float]]:
+    """By schedule: the first epoch, for each seed, with which a three-epoch mean of the held-out ELBO passes the bound.
+
+    Of the runs of K = 3 whose settings are the defaults, but for the schedule, step size and epochs. inf: never.
+    """
+    free = ("schedule", "lr", "epochs", "seed")
+    found: dict[str, list[float]] = {}
+    for path in sorted(runs.glob("K=3-*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        settings = run["settings"]
+        if "history" in run and all(
+            settings[name] == default for name, default in sweep.DEFAULTS.items() if name not in free
+        ):
+            terms = run["history"]["held out"]
+            elbo = ElboTerms(*(torch.tensor(terms[name]) for name in ElboTerms._fields)).elbo
+            passed = (elbo.unfold(0, 3, 1).mean(dim=1) > bound).nonzero()
+            name = f"{settings['schedule']} step size {settings['lr']:g}"
+            name += f" over {settings['epochs']} epochs" * (settings["schedule"] != "constant")
+            found.setdefault(name, []).append(passed[0].item() + 3 if len(passed) else math.inf)
+    return found
+
+
+def schedules(runs: Path) -> str:
+    """The row on schedules: the post's against the cosine of the lowest median; each of at least three seeds."""
+    medians = {name: statistics.median(found) for name, found in epochs_until(runs).items() if len(found) >= 3}
+    post = "constant step size 0.001"
+    best = min((name for name in medians if name.startswith("cosine")), key=medians.__getitem__, default="cosine")
+    epochs = [medians.get(name, math.nan) for name in (post, best)]
+    said = ["too few runs" if math.isnan(number) else f"{number:g}" for number in epochs]
+    what = f"epochs to a held-out ELBO of −147, K = 3: {post} ({said[0]}) against {best} ({said[1]})"
+    return line(what, [epochs[0] / epochs[1]] if all(map(math.isfinite, epochs)) else [], "≥ 3")
+
+
+def table(timed: dict[str, Any], runs: Path = RESULTS / "runs") -> str:
+    """The Markdown that figures/bench.md holds, from pytest-benchmark's JSON."""
+    shortest: dict[tuple[str, str], dict[int, float]] = {}
+    beside: dict[str, list[float]] = {}
+    for one in timed["benchmarks"]:
+        info = one["extra_info"]
+        shortest.setdefault((info["group"], info["case"]), {})[info["turn"]] = one["stats"]["min"]
+        beside = info["beside"]  # the last has all
+    lines = []
+    for what, group, over, under, goal in ROWS:
+        sides = [shortest.get((group, name), {}) for name in (over, under)]
+        lines.append(line(what, [sides[0][turn] / sides[1][turn] for turn in sides[0].keys() & sides[1].keys()], goal))
+    lines.append(
+        line("memory of exact log p(x), in GiB", [max(beside["memory"])] if beside.get("memory") else [], "≤ 1")
+    )
+    lines.append(line(f"the post's loop: its epoch {EPOCHS} against its first", beside.get("slower", []), ""))
+    lines.append(schedules(runs))
+    cpu = timed["machine_info"].get("cpu", {}).get("brand_raw", platform.machine())
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("torch", "pyro-ppl", "normflows"))
+    compiled = f"Nothing could be compiled here: {no_compiler()}" if no_compiler() else "Compiled: by torch.compile"
+    return f"""# Speed
+
+Written by `make bench`. Each ratio is taken in several turns, from the shortest rounds: the median and the range of the
+turns. Forward and backward, one thread, float32, the post's settings (paper's û), unless said otherwise. {compiled};
+the compilation itself is not counted.
+
+Machine: {cpu}, {os.cpu_count()} cores. Python {platform.python_version()}, {", ".join(versions)}.
+Data: {images().name}. {timed["datetime"][:10]}.
+
+| what | ratio | range | goal | |
+|---|---|---|---|---|
+{chr(10).join(lines)}
+
+The products are the eleven of the model's linear layers, forward and backward. A chain is (B, K, D). Nine trainings:
+K = 0, 3, 16, three seeds, two epochs each; in a real sweep the start of the workers counts for less. Epochs to an ELBO:
+from the histories in `results/runs/`, where a schedule has at least three seeds. No GPU was measured.
+"""
 
 
 if __name__ == "__main__":
-    main()
+    content = table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    with replacing(RESULTS.parent / "bench.md") as temporary:
+        temporary.write_text(content, encoding="utf-8", newline="\n")
+    print(content)

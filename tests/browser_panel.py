@@ -1,18 +1,18 @@
-"""Run notebooks in a real JupyterLab, in headless Chromium, and move the interactive panel's sliders.
+"""Run notebooks in a real JupyterLab, in headless Chromium, and use the playground of notebook 02.
 
-    python tests/browser_panel.py              notebook 02 and its panel (`make browser`)
+    python tests/browser_panel.py              notebook 02 and its playground (`make browser`)
     python tests/browser_panel.py 03 05        these notebooks
     python tests/browser_panel.py --all        every notebook
     python tests/browser_panel.py --lab        `make lab`, as a reader uses it
 
-The last runs `make lab` in a copy of the checkout whose path has a blank: opens 00 and 02, runs them, moves a slider,
-lets Jupyter save them by itself, shuts it down from its menu, and opens the lab again. It fails if git then sees a
-change, if a picture or a link of a copy is broken, if an edited copy is overwritten, or if one that was not edited
+The last runs `make lab` in a copy of the checkout whose path has a blank: opens 00 and 02, runs them, drags in the
+playground, lets Jupyter save them by itself, shuts it down from its menu, and opens the lab again. It fails if git sees
+a change, if a picture or a link of a copy is broken, if an edited copy is overwritten, or if one that was not edited
 does not follow its original.
 
 The others work on copies in a temporary folder, with temporary settings, at the quick budget. They fail if a cell shows
-an error, if TeX is red or left unrendered, or if a slider leaves the panel's picture as it was. Screenshots go to
-build/browser/.
+an error, if TeX is red or left unrendered, or if a drag leaves the picture or what Python reads as it was. Screenshots
+go to build/browser/.
 Needs Playwright (`pip install -e ".[browser]"`) and Chromium (in the PATH, or named in the variable CHROMIUM).
 """
 
@@ -49,7 +49,6 @@ LAB_SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # else off-screen cells are not rendered
 }
 IDLE = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
-PANEL_PICTURE = "img.widget-image"
 SCREEN = {"width": 1280, "height": 1600}
 
 # Index and text of each cell that shows an error; the caller drops those that are meant to.
@@ -69,11 +68,7 @@ FIND_BAD_TEX = """() => {
 }"""
 FIND_BROKEN_PICTURES = """() => [...document.querySelectorAll('.jp-RenderedMarkdown img, .jp-OutputArea img')]
     .filter(image => !image.naturalWidth).map(image => image.alt || image.src.slice(0, 80))"""
-READ_PICTURE = """async selector => {
-    const image = document.querySelector(selector);
-    const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
-    return btoa(String.fromCharCode(...bytes.subarray(0, 60000)));
-}"""
+READ_PLANE = "document.querySelector('.planar-plane').toDataURL()"
 
 
 def find_chromium() -> str:
@@ -192,27 +187,42 @@ def scan(page: Any, path: Path) -> list[str]:
     return errors + page.evaluate(FIND_BAD_TEX)
 
 
-def move_sliders(page: Any, stem: str) -> list[str]:
-    """Press ArrowRight on each slider, and return which of them did not change the panel's picture."""
-    handles = page.locator(".widget-slider .noUi-handle")
-    labels = page.locator(".widget-slider .widget-label").all_inner_texts()
-    if handles.count() == 0 or page.locator(PANEL_PICTURE).count() == 0:
-        return ["the panel's sliders or its picture are missing"]
-    panel = page.locator(".jp-OutputArea-output:has(.widget-slider)").first
+def use_playground(page: Any, stem: str) -> list[str]:
+    """Move u in the playground by a key and by the mouse, and return what did not follow: its picture, or Python."""
+    handle = page.locator("[data-handle=u]").first
+    if handle.count() == 0:
+        return ["the playground is missing"]
+    panel = page.locator(".planar").first
     panel.scroll_into_view_if_needed()
-    panel.screenshot(path=OUT / f"{stem}_panel_before.png")
+    page.wait_for_timeout(1000)
+    panel.screenshot(path=OUT / f"{stem}_playground_before.png")
     wrong = []
-    for i, label in enumerate(labels):
-        before = page.evaluate(READ_PICTURE, PANEL_PICTURE)
-        start = time.monotonic()
-        handles.nth(i).focus()
-        page.keyboard.press("ArrowRight")
+    for way in ("ArrowRight", "mouse"):
+        before, start = page.evaluate(READ_PLANE), time.monotonic()
+        if way == "mouse":
+            box = handle.bounding_box()
+            page.mouse.move(box["x"] + 15, box["y"] + 15)
+            page.mouse.down()
+            page.mouse.move(box["x"] + 15, box["y"] - 45, steps=4)
+            page.mouse.up()
+        else:
+            handle.focus()
+            page.keyboard.press(way)
         try:
-            wait_until(lambda old=before: page.evaluate(READ_PICTURE, PANEL_PICTURE) != old, 10, "the picture")
-            print(f"    slider {label:9} moved, new picture after {time.monotonic() - start:.2f} s")
+            wait_until(lambda old=before: page.evaluate(READ_PLANE) != old, 10, "the picture")
+            print(f"    u moved by {way}, new picture after {time.monotonic() - start:.2f} s")
         except TimeoutError:
-            wrong.append(f"slider {label} left the picture as it was")
-    panel.screenshot(path=OUT / f"{stem}_panel_after.png")
+            wrong.append(f"{way} left the picture as it was")
+    reader = page.locator(".jp-CodeCell:has-text('ladj on the line')").first
+    old = reader.locator(".jp-OutputArea-output").inner_text()
+    page.wait_for_timeout(500)
+    reader.locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    try:
+        wait_until(lambda: reader.locator(".jp-OutputArea-output").inner_text() not in (old, ""), 20, "Python's answer")
+    except TimeoutError:
+        wrong.append(f"u was dragged, and Python still says {old.strip()!r}")
+    panel.screenshot(path=OUT / f"{stem}_playground_after.png")
     return wrong
 
 
@@ -269,8 +279,8 @@ def use_the_lab(browser: Any, root: Path, folder: Path, seconds: float) -> Itera
             print(f"    {stem} ran in {time.monotonic() - start:.0f} s")
             yield from scan(page, copy)
             yield from (f"{stem}: no picture at {source}" for source in page.evaluate(FIND_BROKEN_PICTURES))
-            if "FloatSlider" in copy.read_text(encoding="utf-8"):
-                yield from move_sliders(page, stem)
+            if "Playground(" in copy.read_text(encoding="utf-8"):
+                yield from use_playground(page, stem)
             wait_until(
                 lambda copy=copy, before=before: copy.read_bytes() != before, 60, f"{stem} to be saved by itself"
             )
@@ -348,8 +358,8 @@ def main() -> int:
                     run_notebook(page, address, path, arguments.timeout)
                     print(f"    ran in {time.monotonic() - start:.0f} s")
                     wrong = scan(page, path)
-                    if "FloatSlider" in path.read_text(encoding="utf-8"):
-                        wrong += move_sliders(page, path.stem)
+                    if "Playground(" in path.read_text(encoding="utf-8"):
+                        wrong += use_playground(page, path.stem)
                     print(f"    {take_screenshots(page, path.stem)} screenshots in {OUT}/")
                 except (PlaywrightError, TimeoutError) as error:
                     page.screenshot(path=OUT / f"{path.stem}_failed.png")

@@ -1,5 +1,8 @@
 """Shared fixtures: the smallest honest model and data, and no test that writes into figures/ or runs/."""
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,10 @@ from planar_helpers.data import Images, load_images
 from planar_helpers.train import fit
 from planar_helpers.vae import PlanarVAE
 
-settings.register_profile("planar", deadline=None, derandomize=True, max_examples=60)
-settings.load_profile("planar")
+# 100 examples a test; `make stress` takes the long profile
+settings.register_profile("planar", deadline=None, derandomize=True, max_examples=100)
+settings.register_profile("long", deadline=None, derandomize=True, max_examples=2000)
+settings.load_profile(os.environ.get("PLANAR_EXAMPLES") or "planar")
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +24,18 @@ def _away_from_figures_and_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("PLANAR_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("PLANAR_RUNS", str(tmp_path / "runs"))
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tally() -> Callable[[str, int, str], None]:
+    """Add to a row of the table that `make stress` writes."""
+
+    def add(row: str, count: int, note: str) -> None:
+        if os.environ.get("PLANAR_TALLY"):
+            with open(os.environ["PLANAR_TALLY"], "a", encoding="utf-8") as lines:
+                lines.write(json.dumps([row, count, note]) + "\n")
+
+    return add
 
 
 @pytest.fixture(scope="session")

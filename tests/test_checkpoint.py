@@ -346,7 +346,8 @@ def whole(digits: Images, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def read(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    Checkpoint(path).resume({}, 1, fresh(hidden=2, K=1), None, {})
+    model = fresh(hidden=2, K=1)
+    Checkpoint(path).resume({}, 1, model, torch.optim.Adam(model.parameters()), {"train": [], "test": []})
 
 
 def test_a_file_cut_anywhere_is_damaged(whole: bytes, tmp_path: Path) -> None:

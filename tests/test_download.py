@@ -3,9 +3,12 @@
 import gzip
 import hashlib
 import http.server
+import io
 import socket
+import tarfile
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -221,3 +224,76 @@ def test_files_are_unpacked_within_bounds(files, monkeypatch) -> None:
         monkeypatch.setattr(MNIST, "mirrors", [address])
         with pytest.raises(OSError, match="larger than any file of MNIST"):
             download_mnist()
+
+
+# --- attacks: by name an error, else the digits said out loud; nothing is kept, and seconds at the most --------------
+
+
+def answering(status: int, headers: str = "", body: bytes = b"") -> Callable[[socket.socket], None]:
+    def speak(connection: socket.socket) -> None:
+        connection.sendall(f"HTTP/1.1 {status} x\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body)
+
+    return speak
+
+
+def climbing() -> bytes:
+    """Packed, under a name that climbs out of any folder it would be unpacked in."""
+    content = io.BytesIO()
+    with gzip.GzipFile("../../../climbed", "wb", fileobj=content) as packer:
+        packer.write(b"climbed")
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("../../../climbed"), io.BytesIO())
+    return content.getvalue() + archive.getvalue()
+
+
+def bomb() -> bytes:
+    """Two megabytes that unpack to two gigabytes."""
+    return gzip.compress(bytes(2**24), 9) * 128
+
+
+ATTACKS = {
+    "403": answering(403), "503": answering(503), "an HTML page": answering(200, "", b"<html>Please log in</html>"),
+    "a redirect loop": answering(302, "Location: /again\r\n"),
+    "a redirect to a file": answering(302, "Location: file:///etc/passwd\r\n"),
+    "one byte a time for ever": trickling, "nothing": silent, "half a file": hanging_up,
+    "a path that climbs out": answering(200, "", climbing()), "a bomb": answering(200, "", bomb()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_attack_is_never_taken_for_data(files, digits, tmp_path, monkeypatch, capsys, tally, attack: str) -> None:
+    root = tmp_path / "a" / "b" / "c"
+    root.mkdir(parents=True)
+    tracemalloc.start()
+    try:
+        with speaking(ATTACKS[attack]) as address:
+            monkeypatch.setattr(MNIST, "mirrors", [address])
+            start = time.monotonic()
+            with pytest.raises(
+                FileNotFoundError, match="root .* holds no MNIST, and it could not be downloaded"
+            ) as error:
+                load_images("mnist", root)
+            assert load_images("auto", root).name == "digits"
+            assert time.monotonic() - start < 8
+        assert tracemalloc.get_traced_memory()[1] < 3 * download.LARGEST
+    finally:
+        tracemalloc.stop()
+    said = capsys.readouterr().out
+    assert "\n" not in str(error.value) and "falling back to the embedded digits" in said and said.count("\n") == 2
+    assert sorted(path for path in tmp_path.rglob("*") if not path.is_dir()) == []
+    tally("attacks by a server or an archive: never taken for data", 2, attack)
+
+
+@pytest.mark.parametrize("attack", ["a path that climbs out", "a bomb", "an HTML page"])
+def test_a_hostile_file_on_the_disk_is_refused_by_its_name(files, tmp_path, tally, attack: str) -> None:
+    content = {"a path that climbs out": climbing(), "a bomb": bomb(), "an HTML page": b"<html>"}[attack]
+    assert len(content) < 10e6
+    keep_mnist(tmp_path, files)
+    path = tmp_path / "MNIST" / "raw" / next(iter(files))
+    path.write_bytes(content)
+    for name in ("mnist", "auto"):
+        with pytest.raises(ValueError, match=f"root holds a damaged {path.name}.*: delete "):
+            load_images(name, tmp_path)
+    assert not [found for found in tmp_path.parent.rglob("climbed")]
+    tally("attacks by a server or an archive: never taken for data", 2, f"on the disk: {attack}")

@@ -359,17 +359,6 @@ def test_missing_data_is_said_in_one_line(
     assert said.count("\n") == 1 and "PLANAR_DATA must name an existing folder" in said
 
 
-def test_a_sweep_that_is_interrupted_says_how_to_go_on(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sweep, "sweep", interrupted)
-    assert command_line.main(["sweep", "--data", "digits"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
-
-
 def test_help_names_every_setting_with_its_default(capsys: pytest.CaptureFixture) -> None:
     assert set(command_line.HELP) == set(sweep.DEFAULTS)
     with pytest.raises(SystemExit) as left:
