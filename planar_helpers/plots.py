@@ -34,6 +34,13 @@ COLOURS = {
     "failure": "#c62828",
 }
 DIGIT_CMAP = plt.get_cmap("tab10")
+MODEL = {  # each part, what it gives, and the ELBO's term that is read off there
+    "encoder": ("$h$\n(B, 500)", ""),
+    "heads": ("$\\mu, \\log\\sigma^2$ (B, D)\n$w, u$ (B, K, D)\n$b$ (B, K)", ""),
+    "draw": ("$z_0$\n(B, D)", "$-\\log q_0(z_0)$"),
+    "chain": ("$z_K$\n(B, D)", "$+\\Sigma\\,$ladj"),
+    "decoder": ("logits\n(B, 784)", "$+\\log p(z_K)$\n$+\\log p(x|z_K)$"),
+}
 Values = Tensor | ArrayLike
 _styled = plt.style.context(STYLE)  # a decorator: draws in the project's style, and leaves the settings as they were
 
@@ -74,6 +81,27 @@ def plane_axes(ax: Axes, limits: Sequence[float], symbol: str = "z") -> Axes:
 def panels(rows: int, columns: int, size: float = 2.6, **settings: Any) -> tuple[Figure, np.ndarray]:
     """Return a figure and a (rows, columns) array of square panels, `size` inches each."""
     return plt.subplots(rows, columns, figsize=(size * columns + 0.4, size * rows + 0.3), squeeze=False, **settings)
+
+
+@_styled
+def show_model(lit: Sequence[str] = ()) -> Figure:
+    """Draw the model from x to the logits, with shapes and the ELBO's terms; the parts named in `lit` are orange.
+
+    Raises ValueError for a part that is not in MODEL.
+    """
+    if unknown := set(lit) - set(MODEL):
+        raise ValueError(f"lit must name parts among {', '.join(MODEL)}, got {', '.join(sorted(unknown))}")
+    fig, ax = plt.subplots(figsize=(8.8, 1.6))
+    ax.text(-0.62, 0.3, "$x$\n(B, 784)", ha="center", va="bottom", fontsize=9)
+    for i, (part, (gives, term)) in enumerate(MODEL.items()):
+        edge, fill = (COLOURS["qK"], "#fbe3c8") if part in lit else (COLOURS["target"], "#f2f2f2")
+        ax.annotate("", (i - 0.3, 0), (i - 0.72, 0), arrowprops={"arrowstyle": "->", "color": COLOURS["hyperplane"]})
+        ax.text(i, 0, part, ha="center", va="center", bbox={"boxstyle": "round,pad=0.5", "fc": fill, "ec": edge})
+        ax.text(i + 0.5, 0.3, gives, ha="center", va="bottom", fontsize=9)
+        ax.text(i, -0.6, term, ha="center", va="top", fontsize=10)
+    ax.set(xlim=(-0.9, len(MODEL) - 0.2), ylim=(-1.2, 1.3))
+    ax.axis("off")
+    return fig
 
 
 @_styled

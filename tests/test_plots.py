@@ -116,6 +116,17 @@ def test_a_hyperplane_is_drawn_where_w_z_plus_b_is_zero() -> None:
         plots.show_hyperplane(ax, torch.ones(3), b)
 
 
+def test_the_model_is_drawn_with_the_parts_asked_for_in_orange() -> None:
+    fig = plots.show_model(["draw", "chain"])
+    boxes = {text.get_text(): text.get_bbox_patch() for text in fig.axes[0].texts if text.get_bbox_patch()}
+    orange = matplotlib.colors.to_rgba(plots.COLOURS["qK"])
+    assert list(boxes) == ["encoder", "heads", "draw", "chain", "decoder"]
+    assert [name for name, box in boxes.items() if box.get_edgecolor() == orange] == ["draw", "chain"]
+    plt.close(fig)
+    with pytest.raises(ValueError, match="lit must name parts among encoder.*, got flow"):
+        plots.show_model(["flow"])
+
+
 def test_images_and_curves_and_points() -> None:
     fig, axes = plots.panels(1, 3)
     images = torch.zeros(3, 784)
