@@ -433,12 +433,17 @@ def test_a_signal_says_one_line_and_has_its_exit_code(
     small_sweep: None, open_folder: Path, signals: list[str], code: int | None, tally: Tally
 ) -> None:
     numbers = [getattr(signal, name) for name in signals]
+    start = start_in(open_folder)
+
+    def heeding() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+        start()
 
     def stop() -> None:
         for number in numbers:
             os.kill(os.getpid(), number)
 
-    ended = forked(after_write(open_folder, 30, stop, start_in(open_folder)))
+    ended = forked(after_write(open_folder, 30, stop, heeding))
     one_line(ended.said, f"stopped by {signals[0]}")
     assert ended.code in ((code,) if code else (128 + numbers[0], -numbers[0])), ended
     assert list((open_folder / "runs").glob("*.unfinished")) and not list((open_folder / "results").rglob("*.json"))
