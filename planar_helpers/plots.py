@@ -26,13 +26,7 @@ from torchvision.utils import make_grid
 from planar_helpers.grid import cell_area
 from planar_helpers.results import STYLE
 
-COLOURS = {
-    "q0": "#2a6fb0",
-    "qK": "#e07b00",
-    "target": "#7a7a7a",
-    "hyperplane": "#222222",
-    "failure": "#c62828",
-}
+COLOURS = {"q0": "#2a6fb0", "qK": "#e07b00", "target": "#7a7a7a", "hyperplane": "#222222", "failure": "#c62828"}
 DIGIT_CMAP = plt.get_cmap("tab10")
 MODEL = {  # each part, what it gives, and the ELBO's term that is read off there
     "encoder": ("$h$\n(B, 500)", ""),
