@@ -27,7 +27,6 @@ from planar_helpers.grid import cell_area
 from planar_helpers.results import STYLE
 
 COLOURS = {"q0": "#2a6fb0", "qK": "#e07b00", "target": "#7a7a7a", "hyperplane": "#222222", "failure": "#c62828"}
-DIGIT_CMAP = plt.get_cmap("tab10")
 MODEL = {  # each part, what it gives, and the ELBO's term that is read off there
     "encoder": ("$h$\n(B, 500)", ""),
     "heads": ("$\\mu, \\log\\sigma^2$ (B, D)\n$w, u$ (B, K, D)\n$b$ (B, K)", ""),
@@ -222,33 +221,6 @@ def image_grid(ax: Axes, images: Values, columns: int = 10, padding: int = 5, ti
     ax.imshow(grid[0].numpy(), cmap="gray", vmin=0, vmax=1, origin="upper")
     ax.set(title=title)
     ax.axis("off")
-
-
-@_styled
-def show_curves(ax: Axes, train: Values, test: Values, title: str, colour: str) -> None:
-    """Draw one quantity by epoch, train and test (epochs,): train thin and pale, test full."""
-    for label, values, alpha, width in (("train", train, 0.45, 1.2), ("test", test, None, None)):
-        curve = _array(label, values, "epochs")
-        ax.plot(np.arange(1, len(curve) + 1), curve, color=colour, label=label, alpha=alpha, lw=width)
-    ax.set(xlabel="epoch", ylabel="nats per image", title=title)
-
-
-@_styled
-def scatter_by_digit(ax: Axes, z: Values, labels: Values, title: str = "", limits: Sequence[float] = (-4, 4)) -> None:
-    """Draw points z (N, 2), coloured by digit, labels (N,) from 0 to 9, with a legend of ten."""
-    points = _array("z", z, "N", 2)
-    digits = _array("labels", labels, len(points))
-    if not np.isin(digits, range(10)).all():
-        raise ValueError(f"labels must be digits from 0 to 9, got {digits[~np.isin(digits, range(10))][0]:g}")
-    size = 2 if len(points) > 2000 else 10
-    ax.scatter(
-        points[:, 0], points[:, 1], c=digits, cmap=DIGIT_CMAP, vmin=-0.5, vmax=9.5, s=size, alpha=0.6, linewidths=0
-    )
-    for digit in range(10):
-        ax.plot([], [], "o", ms=5, color=DIGIT_CMAP(digit), label=str(digit))
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="digit")
-    plane_axes(ax, limits)
-    ax.set_title(title)
 
 
 def animate(draw: Callable[[int], Any], frames: int, fig: Figure) -> FuncAnimation:
