@@ -49,6 +49,21 @@ def compare(what: str, one: Tensor | float, other: Tensor | float, within: float
     _say(f"{what}: " + (f"largest difference below {within:.0e}" if within > 0 else "equal, bit for bit"))
 
 
+def your_turn(what: str, answer: Tensor | None, right: Tensor | float, within: float = 1e-9) -> None:
+    """Compare a reader's answer with what is right, as `compare` does, or say that there is none yet.
+
+    An answer of None is no failure: the notebook runs to its end before the reader has written anything. Raises as
+    `compare` for any other answer.
+
+    >>> your_turn("area", None, 2.0)
+    area: not answered yet
+    """
+    if answer is None:
+        _say(f"{what}: not answered yet")
+    else:
+        compare(f"{what}: right", answer, right, within)
+
+
 def compare_mean(what: str, draws: Tensor, exact: Tensor | float, errors: float = 4) -> None:
     """Assert that the mean of independent draws (N,) is an exact value, within so many standard errors; print both.
 

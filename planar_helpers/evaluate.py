@@ -12,17 +12,7 @@ import torch
 from torch import Tensor
 
 from planar_helpers.planar import check_int
-from planar_helpers.quadrature import (
-    TOLERANCE,
-    LogPx,
-    _exact_log_px,
-    check_plane,
-    exact_log_px,  # noqa: F401  (the exact values are found beside their estimates, too)
-    main_island,  # noqa: F401
-    measuring,
-    posterior_grid,  # noqa: F401
-    repeatable,
-)
+from planar_helpers.quadrature import TOLERANCE, LogPx, _exact_log_px, check_plane, measuring, repeatable
 from planar_helpers.vae import FlowPosterior, PlanarVAE, check_model, check_no_gradient
 
 DRAWS_AT_ONCE = 20_000  # images times samples

@@ -26,14 +26,14 @@ from torchvision.utils import make_grid
 from planar_helpers.grid import cell_area
 from planar_helpers.results import STYLE
 
-COLOURS = {
-    "q0": "#2a6fb0",
-    "qK": "#e07b00",
-    "target": "#7a7a7a",
-    "hyperplane": "#222222",
-    "failure": "#c62828",
+COLOURS = {"q0": "#2a6fb0", "qK": "#e07b00", "target": "#7a7a7a", "hyperplane": "#222222", "failure": "#c62828"}
+MODEL = {  # each part, what it gives, and the ELBO's term that is read off there
+    "encoder": ("$h$\n(B, 500)", ""),
+    "heads": ("$\\mu, \\log\\sigma^2$ (B, D)\n$w, u$ (B, K, D)\n$b$ (B, K)", ""),
+    "draw": ("$z_0$\n(B, D)", "$-\\log q_0(z_0)$"),
+    "chain": ("$z_K$\n(B, D)", "$+\\Sigma\\,$ladj"),
+    "decoder": ("logits\n(B, 784)", "$+\\log p(z_K)$\n$+\\log p(x|z_K)$"),
 }
-DIGIT_CMAP = plt.get_cmap("tab10")
 Values = Tensor | ArrayLike
 _styled = plt.style.context(STYLE)  # a decorator: draws in the project's style, and leaves the settings as they were
 
@@ -74,6 +74,27 @@ def plane_axes(ax: Axes, limits: Sequence[float], symbol: str = "z") -> Axes:
 def panels(rows: int, columns: int, size: float = 2.6, **settings: Any) -> tuple[Figure, np.ndarray]:
     """Return a figure and a (rows, columns) array of square panels, `size` inches each."""
     return plt.subplots(rows, columns, figsize=(size * columns + 0.4, size * rows + 0.3), squeeze=False, **settings)
+
+
+@_styled
+def show_model(lit: Sequence[str] = ()) -> Figure:
+    """Draw the model from x to the logits, with shapes and the ELBO's terms; the parts named in `lit` are orange.
+
+    Raises ValueError for a part that is not in MODEL.
+    """
+    if unknown := set(lit) - set(MODEL):
+        raise ValueError(f"lit must name parts among {', '.join(MODEL)}, got {', '.join(sorted(unknown))}")
+    fig, ax = plt.subplots(figsize=(8.8, 1.6))
+    ax.text(-0.62, 0.3, "$x$\n(B, 784)", ha="center", va="bottom", fontsize=9)
+    for i, (part, (gives, term)) in enumerate(MODEL.items()):
+        edge, fill = (COLOURS["qK"], "#fbe3c8") if part in lit else (COLOURS["target"], "#f2f2f2")
+        ax.annotate("", (i - 0.3, 0), (i - 0.72, 0), arrowprops={"arrowstyle": "->", "color": COLOURS["hyperplane"]})
+        ax.text(i, 0, part, ha="center", va="center", bbox={"boxstyle": "round,pad=0.5", "fc": fill, "ec": edge})
+        ax.text(i + 0.5, 0.3, gives, ha="center", va="bottom", fontsize=9)
+        ax.text(i, -0.6, term, ha="center", va="top", fontsize=10)
+    ax.set(xlim=(-0.9, len(MODEL) - 0.2), ylim=(-1.2, 1.3))
+    ax.axis("off")
+    return fig
 
 
 @_styled
@@ -200,33 +221,6 @@ def image_grid(ax: Axes, images: Values, columns: int = 10, padding: int = 5, ti
     ax.imshow(grid[0].numpy(), cmap="gray", vmin=0, vmax=1, origin="upper")
     ax.set(title=title)
     ax.axis("off")
-
-
-@_styled
-def show_curves(ax: Axes, train: Values, test: Values, title: str, colour: str) -> None:
-    """Draw one quantity by epoch, train and test (epochs,): train thin and pale, test full."""
-    for label, values, alpha, width in (("train", train, 0.45, 1.2), ("test", test, None, None)):
-        curve = _array(label, values, "epochs")
-        ax.plot(np.arange(1, len(curve) + 1), curve, color=colour, label=label, alpha=alpha, lw=width)
-    ax.set(xlabel="epoch", ylabel="nats per image", title=title)
-
-
-@_styled
-def scatter_by_digit(ax: Axes, z: Values, labels: Values, title: str = "", limits: Sequence[float] = (-4, 4)) -> None:
-    """Draw points z (N, 2), coloured by digit, labels (N,) from 0 to 9, with a legend of ten."""
-    points = _array("z", z, "N", 2)
-    digits = _array("labels", labels, len(points))
-    if not np.isin(digits, range(10)).all():
-        raise ValueError(f"labels must be digits from 0 to 9, got {digits[~np.isin(digits, range(10))][0]:g}")
-    size = 2 if len(points) > 2000 else 10
-    ax.scatter(
-        points[:, 0], points[:, 1], c=digits, cmap=DIGIT_CMAP, vmin=-0.5, vmax=9.5, s=size, alpha=0.6, linewidths=0
-    )
-    for digit in range(10):
-        ax.plot([], [], "o", ms=5, color=DIGIT_CMAP(digit), label=str(digit))
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="digit")
-    plane_axes(ax, limits)
-    ax.set_title(title)
 
 
 def animate(draw: Callable[[int], Any], frames: int, fig: Figure) -> FuncAnimation:

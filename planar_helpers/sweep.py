@@ -171,9 +171,8 @@ def _importance(model: PlanarVAE, x: Tensor, own: bool) -> dict[str, Any]:
     """The ELBO and importance-sampled log p(x), with the encoder's q and with each image's own, ascended from there."""
     with measuring(model), repeatable(x, seed=0):
         found: dict[str, Any] = {"images": len(x), "samples": SAMPLES}
-        posteriors = {"encoder": model.encode(x)}
-        if own:
-            posteriors["own"] = own_posterior(model, x, posteriors["encoder"])
+        encoded = model.encode(x)
+        posteriors = {"encoder": encoded} | ({"own": own_posterior(model, x, encoded)} if own else {})
         for name, q in posteriors.items():
             found[f"{name}: ELBO"] = _mean(model.elbo_draws(x, q, DRAWS).mean(dim=0))
             estimate = importance_log_px(model, x, SAMPLES, q)

@@ -15,12 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from planar_helpers.elbo import (
-    ElboTerms,
-    bernoulli_log_likelihood,
-    gaussian_log_density,
-    standard_normal_log_density,
-)
+from planar_helpers.elbo import ElboTerms, bernoulli_log_likelihood, gaussian_log_density, standard_normal_log_density
 from planar_helpers.planar import CarriesConstraint, check_constraint, check_int, planar_chain, planar_inverse
 
 FAMILIES = ("planar", "translation", "gaussian")

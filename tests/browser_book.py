@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag
 
-from browser_panel import CHROMIUM_ARGS, OUT, ROOT, find_chromium, wait_until
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from browser_panel import CHROMIUM_ARGS, OUT, ROOT, find_chromium, wait_until  # noqa: E402  (a script, not a package)
 from playwright.sync_api import sync_playwright
 
 SITE = ROOT / "build" / "book"

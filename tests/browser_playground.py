@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from browser_panel import CHROMIUM_ARGS, OUT, find_chromium, wait_until
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from browser_panel import CHROMIUM_ARGS, OUT, find_chromium, wait_until  # noqa: E402  (a script, not a package)
 from playwright.sync_api import sync_playwright
 
 from planar_helpers import planar, targets

@@ -13,6 +13,8 @@ from planar_helpers.data import Images, load_images
 from planar_helpers.train import fit
 from planar_helpers.vae import PlanarVAE
 
+collect_ignore_glob = ["browser_*.py"]  # scripts, some of which need an extra
+
 # 100 examples a test; `make stress` takes the long profile
 settings.register_profile("planar", deadline=None, derandomize=True, max_examples=100)
 settings.register_profile("long", deadline=None, derandomize=True, max_examples=2000)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from planar_helpers import checks, elbo, planar
-from planar_helpers.checks import compare, compare_mean, ladj_by_autograd, show_source
+from planar_helpers.checks import compare, compare_mean, ladj_by_autograd, show_source, your_turn
 
 
 def test_a_comparison_prints_its_bound_and_not_the_difference(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +38,19 @@ def test_a_comparison_that_fails_says_how_far_and_where() -> None:
         compare("double precision", 1.0, 1.0 + 1e-9)
     with pytest.raises(AssertionError):
         compare("not bit for bit", 1.0, 1.0 + 1e-15, within=0)
+
+
+def test_an_answer_that_is_not_there_is_no_failure_and_a_wrong_one_is(capsys: pytest.CaptureFixture[str]) -> None:
+    right = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    your_turn("area", None, right)
+    your_turn("area", right + 1e-12, right)
+    assert capsys.readouterr().out.splitlines() == [
+        "area: not answered yet",
+        "area: right: largest difference below 1e-09",
+    ]
+    for wrong in (-right, right + 1e-8, right * torch.nan):
+        with pytest.raises(AssertionError, match="area: right: .* entries differ by 1e-09 or more"):
+            your_turn("area", wrong, right)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

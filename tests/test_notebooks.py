@@ -1,5 +1,6 @@
 """What a machine can see of a committed notebook. That they run, and that checked outputs hold, is nbval's part."""
 
+import ast
 import json
 import re
 import statistics
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "notebooks"))
@@ -163,6 +165,31 @@ def test_checked_outputs(path: Path) -> None:
             text = "".join(texts(cell))
             assert text.strip() not in ("", "True", "False"), source(cell)
             assert not re.search(r"\d\.\d{8,}", text), f"raw digits in a checked cell: {text}"
+
+
+@each
+def test_the_folded_solution_passes_the_readers_check(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turn = next((source(cell) for cell in code_cells(path) if "checks.your_turn(" in source(cell)), None)
+    if turn is None:
+        pytest.skip("no checks.your_turn in this notebook")
+    names: dict[str, object] = {}
+    for cell in code_cells(path):  # what a solution may use: imports and functions, no results
+        kept = [
+            node
+            for node in ast.parse(source(cell)).body
+            if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef)
+        ]
+        exec(compile(ast.Module(kept, []), path.stem, "exec"), names)
+    prose = "\n".join(source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "markdown")
+    [solution] = re.findall(r"<summary>Solution</summary>.*?```python\n(.*?)```", prose, flags=re.S)
+    checked = [node for node in ast.parse(turn).body if not isinstance(node, ast.FunctionDef)]
+    torch.set_default_dtype(torch.float64)
+    try:
+        exec(compile(solution, path.stem, "exec"), names)
+        exec(compile(ast.Module(checked, []), path.stem, "exec"), names)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert ": right: largest difference below" in capsys.readouterr().out
 
 
 @each

@@ -116,20 +116,25 @@ def test_a_hyperplane_is_drawn_where_w_z_plus_b_is_zero() -> None:
         plots.show_hyperplane(ax, torch.ones(3), b)
 
 
-def test_images_and_curves_and_points() -> None:
-    fig, axes = plots.panels(1, 3)
+def test_the_model_is_drawn_with_the_parts_asked_for_in_orange() -> None:
+    fig = plots.show_model(["draw", "chain"])
+    boxes = {text.get_text(): text.get_bbox_patch() for text in fig.axes[0].texts if text.get_bbox_patch()}
+    orange = matplotlib.colors.to_rgba(plots.COLOURS["qK"])
+    assert list(boxes) == ["encoder", "heads", "draw", "chain", "decoder"]
+    assert [name for name, box in boxes.items() if box.get_edgecolor() == orange] == ["draw", "chain"]
+    plt.close(fig)
+    with pytest.raises(ValueError, match="lit must name parts among encoder.*, got flow"):
+        plots.show_model(["flow"])
+
+
+def test_images_in_rows() -> None:
+    fig, axes = plots.panels(1, 2)
     images = torch.zeros(3, 784)
     images[0, 0], images[2, 783] = 1, 0.5  # the first image's top left pixel, the last one's bottom right
     plots.image_grid(axes[0, 0], images, columns=2, padding=1, title="t")
     shown = axes[0, 0].images[0].get_array()
     assert shown[1, 1] == 1 and shown[57, 28] == 0.5 and shown.sum() == 1.5
     assert axes[0, 0].images[0].origin == "upper" and shown.shape == (59, 59)
-    plots.show_curves(axes[0, 1], torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), "c", "k")
-    assert [line.get_label() for line in axes[0, 1].get_lines()] == ["train", "test"]
-    assert axes[0, 1].get_lines()[1].get_xdata().tolist() == [1, 2]
-    assert axes[0, 1].get_lines()[1].get_ydata().tolist() == [3, 4]
-    plots.scatter_by_digit(axes[0, 2], torch.zeros(10, 2), torch.arange(10))
-    assert axes[0, 2].get_xlabel() == "$z_1$" and len(axes[0, 2].get_legend().get_texts()) == 10
 
 
 @pytest.mark.parametrize("shape", [(4, 600), (784, 3), (0, 784), (28,), (2, 28, 29), ()])
@@ -153,20 +158,15 @@ def test_pixels_are_bytes_or_lie_in_0_1() -> None:
             plots.image_grid(ax, torch.zeros(1, 784), **wrong)
 
 
-def test_labels_and_shapes_that_do_not_fit_are_refused() -> None:
+def test_values_and_shapes_that_do_not_fit_are_refused() -> None:
     ax = plt.subplots()[1]
-    for labels, message in ((torch.arange(3) + 8, "labels must be digits"), (torch.zeros(4), r"labels must be \(3\)")):
-        with pytest.raises(ValueError, match=message):
-            plots.scatter_by_digit(ax, torch.zeros(3, 2), labels)
-    with pytest.raises(ValueError, match=r"z must be \(N, 2\), got shape \(3, 3\)"):
-        plots.scatter_by_digit(ax, torch.zeros(3, 3), torch.zeros(3))
-    with pytest.raises(ValueError, match=r"test must be \(epochs\)"):
-        plots.show_curves(ax, torch.zeros(2), torch.zeros(2, 2), "t", "k")
+    with pytest.raises(ValueError, match=r"w must be \(2\), got shape \(3,\)"):
+        plots.show_hyperplane(ax, torch.ones(3), torch.zeros(()))
     with pytest.raises(ValueError, match=r"log_density must be \(81, 81\)"):
         plots.show_density(ax, Z, torch.zeros(80, 81))
     for bad in ("abc", torch.zeros(2, dtype=torch.complex64), object()):
-        with pytest.raises(TypeError, match="train must hold real numbers"):
-            plots.show_curves(ax, bad, torch.zeros(2), "t", "k")
+        with pytest.raises(TypeError, match="w must hold real numbers"):
+            plots.show_hyperplane(ax, bad, torch.zeros(()))
 
 
 FORMS: dict[str, Callable[[torch.Tensor], object]] = {
@@ -187,8 +187,6 @@ def test_tensors_of_every_kind_and_arrays_are_drawn(form: Callable[[torch.Tensor
     plots.show_signed(ax, form(z), form(z[..., 0]))
     plots.show_hyperplane(ax, form(torch.ones(2)), form(torch.zeros(())))
     plots.image_grid(ax, form(torch.full((2, 784), 0.5)))
-    plots.show_curves(ax, form(torch.ones(2)), form(torch.ones(2)), "t", "k")
-    plots.scatter_by_digit(ax, form(z[0]), form(torch.arange(9)))
 
 
 USERS = {

@@ -392,7 +392,8 @@ def test_a_plan_is_one_sweep_with_the_seeds_outermost(tmp_path: Path, capsys: py
     assert left.value.code == 2 and "none.plan" in capsys.readouterr().err
 
 
-def test_the_plans_of_the_repository_can_be_read() -> None:
+def test_the_plans_of_the_repository_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANAR_RESULTS", str(ROOT / "figures" / "results"))  # where the decoders' runs are
     plans = sorted((ROOT / "figures" / "results" / "runs").glob("*.plan"))
     assert plans
     for plan in plans:
