@@ -19,6 +19,7 @@ CHEAP = (
     "D1",
     "D2",
     "D3",
+    "D7",
 )  # notebooks whose figures depend on neither data nor budget, in seconds each
 CHEAP_FIGURES = sorted(path.name for number in CHEAP for path in FIGURES.glob(f"{number}_*.png"))
 TOLERANCE = 6  # root mean square over grey levels 0..255
