@@ -13,7 +13,7 @@ from matplotlib.testing.compare import compare_images
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "figures"
 # notebooks whose figures depend on neither data nor budget, in seconds each
-CHEAP = ("01", "02", "03", "D1", "D2", "D3")
+CHEAP = ("01", "02", "03", "D1", "D2", "D3", "D7")
 CHEAP_FIGURES = sorted(path.name for number in CHEAP for path in FIGURES.glob(f"{number}_*.png"))
 TOLERANCE = 6  # root mean square over grey levels 0..255
 RESULTS = sorted((FIGURES / "results").glob("[0-9][0-9]_*.json"))
