@@ -228,7 +228,7 @@ class Watch:
             raise FloatingPointError(
                 f"the loss is not finite in epoch {len(self.means['test']) + 1}, "
                 f"{f'batch {self.batch}' if self.batch else 'the test images'}: the first that is not is {first}. "
-                f"Lower lr. The last good state is {last.name if last else 'the start'}; {kept.name}, if there was room, "
+                f"Lower lr. The last good state is {last.name if last else 'the start'}; {kept.name}, if kept, "
                 "repeats the step"
             )
 
