@@ -222,13 +222,13 @@ class Watch:
         if not bool(torch.stack([values.sum() for values in found.values()]).isfinite().all()):
             found = {f"the weight {name}": weight for name, weight in self.model.named_parameters()} | found
             first = next(name for name, values in found.items() if not bool(values.sum().isfinite()))
-            epochs, where = len(self.means["test"]), f"batch {self.batch}" if self.batch else "the test images"
-            last, kept = self.files.find(epochs), self.files.failed
+            last, kept = self.files.find(len(self.means["test"])), self.files.failed
             with suppress(OSError):  # on a full disk the message is all there is
                 _write({**self.step, "model": self.model.state_dict()}, kept)
             raise FloatingPointError(
-                f"the loss is not finite in epoch {epochs + 1}, {where}: the first that is not is {first}. Lower lr. "
-                f"The last good state is {last.name if last else 'the start'}; {kept.name}, if there was room for it, "
+                f"the loss is not finite in epoch {len(self.means['test']) + 1}, "
+                f"{f'batch {self.batch}' if self.batch else 'the test images'}: the first that is not is {first}. "
+                f"Lower lr. The last good state is {last.name if last else 'the start'}; {kept.name}, if kept, "
                 "repeats the step"
             )
 

@@ -195,5 +195,5 @@ def _load_digits() -> Images:
     padded = F.pad(enlarged, (4, 4, 4, 4)).round().clamp(0, 255).byte().flatten(1)  # (1797, 784)
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     order = torch.randperm(len(padded), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    (train, test), (of_train, of_test) = (part[order].split([1497, 300]) for part in (padded, labels))
-    return Images(train, of_train, test, of_test, "digits")
+    train, test = order[:1497], order[1497:]
+    return Images(padded[train], labels[train], padded[test], labels[test], "digits")

@@ -470,6 +470,15 @@ def test_files_that_are_none_of_the_run_are_left_alone(tmp_path: Path) -> None:
     assert run.find(5) == tmp_path / "K3-shifted-0123456789-5.pt" and len(list(tmp_path.iterdir())) == 4
 
 
+def test_what_a_run_killed_before_its_last_tidying_left_goes(tmp_path: Path) -> None:
+    run = Run(tmp_path, "K3-shifted-0123456789", asked=5)
+    run.keep({"settings": {}}, 5)
+    for epochs in (4, 6):  # the second is of a longer run
+        run.finished(epochs).with_suffix(".unfinished").touch()
+    assert run.find(5) == run.finished(5)
+    assert {path.name[-12:] for path in tmp_path.iterdir()} == {"3456789-5.pt", "6.unfinished"}
+
+
 def test_a_run_waits_while_another_holds_its_lock(tmp_path: Path) -> None:
     run, entered = Run(tmp_path, "K3-shifted-0123456789", asked=5), threading.Event()
 

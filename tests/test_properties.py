@@ -1,6 +1,6 @@
 """Every public function over shapes, dtypes, strides and extremes; û, ladj and the inverse against 60 digits; threads.
 
-100 examples each; `make stress` takes 2 000 (the profile "long" of conftest.py).
+100 examples each; `make stress` takes 2 000 (the profile "long" of conftest.py); of integrals, a twentieth.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 import mpmath
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -161,6 +161,9 @@ FUNCTIONS: dict[str, tuple[Callable[[Draw], dict[str, Any]], Callable[..., Any]]
 }  # fmt: skip
 
 
+SLOW = ("exact_log_px", "posterior_grid", "inference_gap")  # a twentieth of the examples: each is an integral, or more
+
+
 def tensors_of(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else [part for each in result for part in tensors_of(each)]
 
@@ -169,7 +172,9 @@ def tensors_of(result: Any) -> list[Tensor]:
 def test_finite_input_gives_finite_output_whatever_its_layout(name: str, tally: Callable) -> None:
     """No NaN appears, no argument is changed, and where the numbers lie in memory has no say."""
     make, call, seen = *FUNCTIONS[name], [0]
+    examples_wanted = settings().max_examples // (20 if name in SLOW else 1)
 
+    @settings(max_examples=examples_wanted)
     @given(st.data())
     def examples(data: st.DataObject) -> None:
         seen[0] += 1

@@ -147,3 +147,13 @@ def test_files_have_the_permissions_of_ordinary_files(tmp_path: Path, umask: int
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+
+
+def test_what_a_killed_process_left_goes_a_day_later(tmp_path: Path) -> None:
+    old, young, mine = (tmp_path / name for name in (f".{'0a' * 8}.pt", f".{'0b' * 8}.json", ".hidden"))
+    for path, hours in ((old, 25), (young, 23), (mine, 1000)):
+        path.touch()
+        os.utime(path, (path.stat().st_mtime - hours * 3600,) * 2)
+    with replacing(tmp_path / "file") as temporary:
+        temporary.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, young.name, "file"}
