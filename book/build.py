@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SOURCE, SITE = ROOT / "build" / "book-source", ROOT / "build" / "book"
-PAGES = ("README.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "constraints.txt", "Makefile")
+PAGES = ("README.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "constraints.txt", "Makefile", "tests/README.md")
 STEP = {"w": [[1.8126, 0.8452]], "u": [[1.2688, 0.5917]], "b": [0]}
 START = {**STEP, "constraint": "shifted", "base": "gaussian", "target": 0, "t": 0}
 
@@ -96,15 +96,19 @@ def stage() -> None:
     SOURCE.mkdir(parents=True)
     for name in ("notebooks", "figures"):
         shutil.copytree(ROOT / name, SOURCE / name, ignore=shutil.ignore_patterns("__pycache__", ".*", "solutions"))
+    (SOURCE / "tests").mkdir()
     for name in PAGES:
         shutil.copy(ROOT / name, SOURCE / name)
     shutil.copytree(HERE / "static", SOURCE / "static")
     (SOURCE / "playground.html").write_text(playground(), encoding="utf-8")
     (SOURCE / "names.json").write_text(json.dumps(write_api()), encoding="utf-8")
     index = (HERE / "index.md").read_text(encoding="utf-8")
-    more = [f"{p.relative_to(SOURCE).with_suffix('')}" for p in sorted((SOURCE / "notebooks").glob("*/*.ipynb"))]
-    if more:
-        index += "\n```{toctree}\n:hidden:\n:caption: More\n" + "\n".join(more) + "\n```\n"
+    for caption, folder in (("Deeper", "deeper"), ("Assignments", "assignments")):
+        pages = sorted(
+            (SOURCE / "notebooks" / folder).glob("*.[im][pd]*"), key=lambda page: (page.suffix == ".ipynb", page)
+        )
+        names = "\n".join(f"{page.relative_to(SOURCE).with_suffix('')}" for page in pages)
+        index += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n{names}\n```\n"
     (SOURCE / "index.md").write_text(index, encoding="utf-8")
     shutil.copy(HERE / "references.md", SOURCE)
 
