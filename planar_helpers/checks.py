@@ -5,13 +5,16 @@ Nothing that is checked is imported here: a check that shares the code it checks
 
 import ast
 import inspect
+import io
 import math
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image, ImageSequence
 from torch import Tensor
 
 
@@ -109,6 +112,35 @@ def ladj_by_autograd(f: Callable[..., Tensor], z: Tensor, *parameters: Tensor) -
     if not isinstance(J, Tensor) or J.shape != (*z.shape, z.shape[1]):
         raise ValueError(f"f must return one point ({z.shape[1]},) for one point, and nothing else")
     return torch.linalg.slogdet(J).logabsdet
+
+
+class Animation(NamedTuple):
+    """An animated PNG, which a cell shows as it shows any picture."""
+
+    png: bytes
+
+    def __repr__(self) -> str:
+        return f"an animation, {len(self.png) / 1000:.0f} kB"
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def show_animation(path: str | Path) -> Animation:
+    """Return a GIF as an animated PNG of 128 colours, for a cell to show: every viewer takes it for a plain picture.
+
+    Each frame is shown as long as in the GIF. Raises OSError for a file that is not there, or is no picture.
+    """
+    with Image.open(path) as gif:
+        frames = [(frame.convert("RGB"), frame.info["duration"]) for frame in ImageSequence.Iterator(gif)]
+    strip = Image.new("RGB", (sum(frame.width for frame, _ in frames), frames[0][0].height))
+    for i, (frame, _) in enumerate(frames):
+        strip.paste(frame, (i * frame.width, 0))
+    colours = strip.quantize(128)  # one palette for all
+    first, *rest = (frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame, _ in frames)
+    written = io.BytesIO()
+    first.save(written, "PNG", save_all=True, append_images=rest, duration=[shown for _, shown in frames], loop=0)
+    return Animation(written.getvalue())
 
 
 def show_source(*things: Any) -> None:

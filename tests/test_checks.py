@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
 from planar_helpers import checks, elbo, planar
 from planar_helpers.checks import compare, compare_mean, ladj_by_autograd, show_source, your_turn
@@ -165,3 +166,14 @@ def test_a_source_is_shown_without_docstrings(capsys: pytest.CaptureFixture[str]
 def test_the_oracle_imports_nothing_that_it_checks() -> None:
     source = Path(checks.__file__).read_text(encoding="utf-8")
     assert "planar_helpers" not in source.replace("planar_helpers import checks", "")
+
+
+def test_an_animation_is_shown_with_its_frames_and_their_times(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "green", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=[100, 200, 300])
+    shown = Image.open(io.BytesIO(checks.show_animation(tmp_path / "a.gif")._repr_png_()))
+    assert shown.format == "PNG"
+    seen = [(frame.convert("RGB").getpixel((3, 3)), frame.info["duration"]) for frame in ImageSequence.Iterator(shown)]
+    assert seen == [((255, 0, 0), 100), ((0, 128, 0), 200), ((0, 0, 255), 300)]
+    with pytest.raises(OSError, match=r"b\.gif"):
+        checks.show_animation(tmp_path / "b.gif")

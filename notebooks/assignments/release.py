@@ -38,8 +38,11 @@ def _student_cell(cell: dict[str, Any]) -> dict[str, Any]:
     if "### BEGIN" in text or "### END" in text:
         raise ValueError(f"the markers of cell {cell.get('id')} must pair up, each alone on its line")
     text = text.replace("](../../", "](../")  # a copy lies one folder nearer to the notebooks
-    copy = {**cell, "source": text.splitlines(keepends=True)}
-    return {**copy, "outputs": [], "execution_count": None} if cell["cell_type"] == "code" else copy
+    return _without_outputs({**cell, "source": text.splitlines(keepends=True)})
+
+
+def _without_outputs(cell: dict[str, Any]) -> dict[str, Any]:
+    return {**cell, "outputs": [], "execution_count": None} if cell["cell_type"] == "code" else cell
 
 
 # What a private variant exchanges in A5: as it stands, and instead.
@@ -53,7 +56,7 @@ def private(master: dict[str, Any], number: int) -> dict[str, Any]:
         text = re.sub(r"seed=\d+", lambda _: f"seed={draw.randrange(10**9)}", "".join(cell["source"]))
         for one, other in SLIPS:
             text = text.replace(one, other)
-        cells.append({**cell, "source": text.splitlines(keepends=True)})
+        cells.append(_without_outputs({**cell, "source": text.splitlines(keepends=True)}))
     return {**master, "cells": cells}
 
 
