@@ -73,6 +73,14 @@ def is_done(settings: Settings, on_test: bool) -> bool:
     return "failed" in found or ("results" in found if on_test else "history" in found)
 
 
+def measured(folder: Path | str, **wanted: Any) -> list[dict[str, Any]]:
+    """Return what each JSON in `folder` holds of the runs measured on the test images with these settings, by seed."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json"))]
+    alike = json.loads(json.dumps(wanted)).items()  # a tuple as a list, as in the files
+    runs = [one for one in found if "results" in one and all(one["settings"][name] == value for name, value in alike)]
+    return sorted(runs, key=lambda one: one["settings"]["seed"])
+
+
 def run(settings: Settings, on_test: bool = False, progress: bool = False) -> Path:
     """Train, and with `on_test` measure, one run on one thread; write its JSON, whole or not at all, and return where.
 
