@@ -7,7 +7,6 @@ are looked at only by `measure`, for runs whose settings are chosen.
 import functools
 import json
 import platform
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def combinations(lists: dict[str, list[Any]]) -> list[Settings]:
             found[-1]["decoder"] = str(settings["decoder"]).replace("{seed}", str(settings["seed"]))
             if not _path(found[-1]["decoder"]).is_file():
                 raise ValueError(f"decoder must name a run that is made, without .json, got {found[-1]['decoder']!r}")
-    return sorted(found, key=itemgetter("seed"))
+    return sorted(found, key=lambda settings: settings["seed"])
 
 
 def path_of(settings: Settings) -> Path:
@@ -68,17 +67,15 @@ def _path(name: str) -> Path:
 
 def is_done(settings: Settings, on_test: bool) -> bool:
     """Whether the run's JSON is there, measured on the test images if that is asked for."""
-    path = path_of(settings)
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = json.loads(path_of(settings).read_text(encoding="utf-8")) if path_of(settings).is_file() else {}
     return "failed" in found or ("results" in found if on_test else "history" in found)
 
 
 def measured(folder: Path | str, **wanted: Any) -> list[dict[str, Any]]:
-    """Return what each JSON in `folder` holds of the runs measured on the test images with these settings, by seed."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json"))]
+    """Return what the JSONs in `folder` hold of runs with these settings, measured on the test images, by name."""
+    runs = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json")))
     alike = json.loads(json.dumps(wanted)).items()  # a tuple as a list, as in the files
-    runs = [one for one in found if "results" in one and all(one["settings"][name] == value for name, value in alike)]
-    return sorted(runs, key=lambda one: one["settings"]["seed"])
+    return [one for one in runs if "results" in one and all(one["settings"][name] == value for name, value in alike)]
 
 
 def run(settings: Settings, on_test: bool = False, progress: bool = False) -> Path:
@@ -180,8 +177,7 @@ def _importance(model: PlanarVAE, x: Tensor, own: bool) -> dict[str, Any]:
     with measuring(model), repeatable(x, seed=0):
         found: dict[str, Any] = {"images": len(x), "samples": SAMPLES}
         encoded = model.encode(x)
-        posteriors = {"encoder": encoded} | ({"own": own_posterior(model, x, encoded)} if own else {})
-        for name, q in posteriors.items():
+        for name, q in {"encoder": encoded, **({"own": own_posterior(model, x, encoded)} if own else {})}.items():
             found[f"{name}: ELBO"] = _mean(model.elbo_draws(x, q, DRAWS).mean(dim=0))
             estimate = importance_log_px(model, x, SAMPLES, q)
             found[f"{name}: log p(x)"] = _mean(estimate.log_px)
@@ -197,6 +193,5 @@ def _mean(values: Tensor) -> list[float]:
 @functools.cache
 def _images(name: str, binary: bool, held_out: bool = False) -> Images:
     """The data set; with its last training images as test if they are held out; binary test images, drawn once."""
-    images = load_images(name)
-    images = hold_out(images) if held_out else images
+    images = hold_out(load_images(name)) if held_out else load_images(name)
     return images._replace(test=binarise(images).test, name=f"{images.name}, binarised") if binary else images

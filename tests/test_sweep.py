@@ -392,11 +392,11 @@ def test_a_plan_is_one_sweep_with_the_seeds_outermost(tmp_path: Path, capsys: py
     assert left.value.code == 2 and "none.plan" in capsys.readouterr().err
 
 
-def test_measured_runs_are_found_by_their_settings_in_the_order_of_seeds(tmp_path: Path) -> None:
+def test_measured_runs_are_found_by_their_settings_in_the_order_of_names(tmp_path: Path) -> None:
     found = small(seed=[1, 0], hidden=[(4, 4)])
     for run, results in ((found[0], {}), (found[1], {}), (small(seed=[2], hidden=[(4, 4)])[0], None)):
         whole = {"settings": run} | ({} if results is None else {"results": results})
-        (tmp_path / f"{9 - run['seed']}.json").write_text(json.dumps(whole), encoding="utf-8")
+        (tmp_path / f"seed={run['seed']}.json").write_text(json.dumps(whole), encoding="utf-8")
     assert [one["settings"]["seed"] for one in sweep.measured(tmp_path, hidden=(4, 4))] == [0, 1]
     assert sweep.measured(tmp_path, hidden=(4, 4), seed=1)[0]["settings"] == json.loads(json.dumps(found[1]))
     assert sweep.measured(tmp_path, hidden=4) == []
