@@ -166,7 +166,7 @@ def test_maths_has_no_macros(path: Path) -> None:
 def test_checked_outputs(path: Path) -> None:
     printed = [cell for cell in code_cells(path) if any(out["output_type"] == "stream" for out in cell["outputs"])]
     checked = [cell for cell in printed if "nbval-check-output" in tags(cell)]
-    trains = any("train_or_load(" in source(cell) for cell in code_cells(path))  # then its numbers depend on data and budget
+    trains = any("train_or_load(" in source(cell) for cell in code_cells(path))  # on data, at a budget
     if path.name[:2] in CHECKED or (path.name[0] == "D" and not trains):
         assert len(checked) >= 0.7 * len(printed)
     for cell in code_cells(path):
