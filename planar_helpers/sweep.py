@@ -6,8 +6,10 @@ are looked at only by `measure`, for runs whose settings are chosen.
 
 import functools
 import json
+import os
 import platform
-from operator import itemgetter
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,6 @@ DEFAULTS: Settings = {
 }  # fmt: skip
 DRAWS = 50  # of the ELBO, an image
 OWN = 50  # images that get parameters of their own
-SOME = 2000  # training images
 SAMPLES = 2000  # importance samples, an image, where D ≠ 2
 
 
@@ -52,7 +53,7 @@ def combinations(lists: dict[str, list[Any]]) -> list[Settings]:
             found[-1]["decoder"] = str(settings["decoder"]).replace("{seed}", str(settings["seed"]))
             if not _path(found[-1]["decoder"]).is_file():
                 raise ValueError(f"decoder must name a run that is made, without .json, got {found[-1]['decoder']!r}")
-    return sorted(found, key=itemgetter("seed"))
+    return sorted(found, key=lambda settings: settings["seed"])
 
 
 def path_of(settings: Settings) -> Path:
@@ -68,8 +69,7 @@ def _path(name: str) -> Path:
 
 def is_done(settings: Settings, on_test: bool) -> bool:
     """Whether the run's JSON is there, measured on the test images if that is asked for."""
-    path = path_of(settings)
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = json.loads(path.read_text(encoding="utf-8")) if (path := path_of(settings)).is_file() else {}
     return "failed" in found or ("results" in found if on_test else "history" in found)
 
 
@@ -121,18 +121,32 @@ def sweep(runs: list[Settings], on_test: bool = False, jobs: int = -1, scheduler
     """Make all runs that are not done yet, `jobs` at a time (−1: one a core), one thread each; return their paths.
 
     With the address of a Dask scheduler the runs go to its workers, which must see the same folders. A sweep that was
-    killed goes on where it was: the same call again.
+    killed goes on where it was: the same call again. Its processes end within a second of it.
     """
     todo = [settings for settings in runs if not is_done(settings, on_test)]
-    cores: dict[str, Any] = {"backend": "loky", "n_jobs": jobs, "inner_max_num_threads": 1}
-    cluster = {"backend": "dask", "scheduler_host": scheduler}  # needs the extra [cluster]
-    with joblib.parallel_config(**(cores if scheduler is None else cluster)):
+    where: dict[str, Any] = (
+        {"backend": "dask", "scheduler_host": scheduler}  # needs the extra [cluster]
+        if scheduler is not None
+        else {"n_jobs": jobs, "inner_max_num_threads": 1, "initializer": _end_with, "initargs": (os.getpid(),)}
+    )
+    with joblib.parallel_config(**{"backend": "loky", **where}):
         tasks = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(
             joblib.delayed(run)(settings, on_test) for settings in todo
         )
         for path in tqdm(tasks, total=len(todo), unit="run", disable=not todo):
             tqdm.write(path.stem)
     return [path_of(settings) for settings in runs]
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: killed, it can tell nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def measure(model: PlanarVAE, images: Images) -> dict[str, dict[str, Any]]:
@@ -143,12 +157,13 @@ def measure(model: PlanarVAE, images: Images) -> dict[str, dict[str, Any]]:
     images the approximation gap, from an ascent with the better of two starts. For other D, on the first 1 000 images
     of each, see `_importance`.
     """
-    found = {}
-    for part, pixels in (("test", images.test), ("train", images.train[:SOME])):
-        x = to_float(pixels)
-        found[part] = _plane(model, x) if model.D == 2 else _importance(model, x[:1000], own=part == "test")
+    parts = {"test": to_float(images.test), "train": to_float(images.train[:2000])}
+    found = {
+        part: _plane(model, x) if model.D == 2 else _importance(model, x[:1000], own=part == "test")
+        for part, x in parts.items()
+    }
     if model.D == 2:
-        x = to_float(images.test[:OWN])
+        x = parts["test"][:OWN]
         found["test"]["approximation"] = _mean(inference_gap(model, x, start=main_island(model, x)).approximation)
         found["test"]["images of the approximation"] = OWN
     return found
@@ -174,10 +189,11 @@ def _importance(model: PlanarVAE, x: Tensor, own: bool) -> dict[str, Any]:
         encoded = model.encode(x)
         posteriors = {"encoder": encoded} | ({"own": own_posterior(model, x, encoded)} if own else {})
         for name, q in posteriors.items():
-            found[f"{name}: ELBO"] = _mean(model.elbo_draws(x, q, DRAWS).mean(dim=0))
-            estimate = importance_log_px(model, x, SAMPLES, q)
-            found[f"{name}: log p(x)"] = _mean(estimate.log_px)
-            found[f"{name}: error of an image"] = estimate.error.mean().item()
+            elbo, estimate = model.elbo_draws(x, q, DRAWS).mean(dim=0), importance_log_px(model, x, SAMPLES, q)
+            found |= {
+                f"{name}: ELBO": _mean(elbo), f"{name}: log p(x)": _mean(estimate.log_px),
+                f"{name}: error of an image": estimate.error.mean().item(),
+            }  # fmt: skip
         return found
 
 
@@ -189,6 +205,5 @@ def _mean(values: Tensor) -> list[float]:
 @functools.cache
 def _images(name: str, binary: bool, held_out: bool = False) -> Images:
     """The data set; with its last training images as test if they are held out; binary test images, drawn once."""
-    images = load_images(name)
-    images = hold_out(images) if held_out else images
+    images = hold_out(load_images(name)) if held_out else load_images(name)
     return images._replace(test=binarise(images).test, name=f"{images.name}, binarised") if binary else images
