@@ -6,25 +6,20 @@ one that was started dies about then. The others must end by themselves; the sam
 
 import os
 import random
-import runpy
-import secrets
 import shutil
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import nbclient  # noqa: F401  (loaded once, before any fork)
-import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "notebooks")]
 import execute  # noqa: E402
-from processes import files, leftovers  # noqa: E402
+from processes import checkout, figures, files, leftovers, live  # noqa: E402
 
 from planar_helpers import __main__ as command_line  # noqa: E402
 from planar_helpers import sweep  # noqa: E402, F401
@@ -36,110 +31,7 @@ pytestmark = [
 ]
 KILLS = int(os.environ.get("PLANAR_KILLS", "0")) // 12 or 2
 SEED = int(os.environ.get("PLANAR_STRESS_SEED", "0"))
-MARK = "PLANAR_TEST_LIFE"
 Tally = Callable[[str, int, str], None]
-
-# Python runs this at the start of each process of a life: a byte in a common file for each write, and death at one.
-HOOK = """
-import os, sys
-
-folder, log, number = os.environ["LIFE_FOLDER"], os.environ["LIFE_LOG"], int(os.environ["LIFE_NUMBER"])
-changes = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
-common = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-def hook(event, args):
-    if event == "open":
-        writes = isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    else:
-        writes = event in changes
-    if writes and str(args[0]).startswith(folder):
-        os.write(common, b"x")
-        if os.lseek(common, 0, os.SEEK_CUR) == number:
-            os.kill(os.getpid(), 9)
-
-sys.addaudithook(hook)
-"""
-
-
-class Life(NamedTuple):
-    """How a life ended: its exit code, or minus the signal, what it printed, and the writes of all its processes."""
-
-    code: int
-    said: str
-    writes: int
-
-
-def of_life(mark: str) -> set[int]:
-    """The ids of all processes that were started with this mark in their environment."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"{MARK}={mark}".encode() in path.read_bytes().split(b"\0"):
-                found.add(int(path.parent.name))
-        except OSError:  # it has ended, or is another user's
-            continue
-    return found
-
-
-def live(start: Callable[[], Any], base: Path, die_at: int = 0, end_at: int | None = None, limit: float = 120) -> Life:
-    """Run `start` in a process of its own, its files under base/home.
-
-    The process that makes the write number `die_at` dies; the one that was started is killed after the write number
-    `end_at`. Fails if it takes longer than the limit, or if a process is left 20 seconds after its end.
-    """
-    mark, home, log, output = secrets.token_hex(8), base / "home", base / "writes", base / "output"
-    (base / "hook").mkdir(exist_ok=True)
-    (base / "hook" / "sitecustomize.py").write_text(HOOK)
-    (home / "tmp").mkdir(parents=True, exist_ok=True)
-    log.write_bytes(b"")
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            os.setsid()
-            signal.alarm(int(limit) + 30)  # if nobody is left to watch it
-            target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(target, 1), os.dup2(target, 2)
-            sys.stdout, sys.stderr = open(1, "w", 1, closefd=False), open(2, "w", 1, closefd=False)
-            os.environ |= {
-                MARK: mark, "LIFE_FOLDER": str(home), "LIFE_LOG": str(log), "LIFE_NUMBER": str(die_at or -1),
-                "PLANAR_RUNS": str(home / "runs"), "PLANAR_RESULTS": str(home / "results"),
-                "PLANAR_FIGURES": str(home / "figures"), "TMPDIR": str(home / "tmp"), "IPYTHONDIR": str(home / "tmp"),
-                "PYTHONPATH": f"{base / 'hook'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1", "PLANAR_BUDGET": "quick",
-            }  # fmt: skip
-            tempfile.tempdir = None
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            exec(HOOK, {})
-            start()
-            code = 0
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-        except BaseException as error:  # noqa: BLE001  (a child says whatever ends it)
-            os.write(2, f"Traceback: {error!r}".encode())
-        finally:
-            os._exit(code)
-    begin, status = time.monotonic(), 0
-    try:
-        while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-            assert time.monotonic() < begin + limit, f"took more than {limit} seconds\n{output.read_text()}"
-            if end_at is not None and log.stat().st_size >= end_at:
-                os.kill(pid, signal.SIGKILL)
-                ended = os.waitpid(pid, 0)
-                break
-            time.sleep(0.01)
-        pid, status = 0, ended[1]
-        begin = time.monotonic()
-        while left := of_life(mark):
-            assert time.monotonic() < begin + 20, f"left behind: {left}"
-            time.sleep(0.1)
-    finally:
-        if pid:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        for left in of_life(mark):
-            os.kill(left, signal.SIGKILL)
-    return Life(os.waitstatus_to_exitcode(status), output.read_text(errors="replace"), log.stat().st_size)
-
 
 # --- what is killed -------------------------------------------------------------------------------------------------
 
@@ -159,42 +51,24 @@ ax.plot(history.test.elbo)
 path = results.save_figure(fig, "01_trained")
 plt.show()
 """
-COUNTS = "print(sum(range(10)))"
 
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with a series of two notebooks: one trains, stores and draws."""
-    root = tmp_path_factory.mktemp("course")
-    shutil.copytree(ROOT / "planar_helpers", root / "planar_helpers", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", root)
-    (root / "notebooks").mkdir()
-    for path in (ROOT / "notebooks").glob("*.py"):
-        shutil.copy(path, root / "notebooks")
-    for name, cells in {"01_trained": (TRAINS, STORES, DRAWS), "02_counts": (COUNTS,)}.items():
-        made = nbformat.v4.new_notebook()
-        made.cells = [nbformat.v4.new_code_cell(text.strip(), id=f"c{i}") for i, text in enumerate(cells)]
-        nbformat.write(made, root / "notebooks" / f"{name}.ipynb")
-    return root
+    series = {"01_trained": (TRAINS, STORES, DRAWS), "02_counts": ("print(sum(range(10)))",)}
+    return checkout(tmp_path_factory.mktemp("course"), series)
 
 
-def figures(root: Path) -> Callable[[], None]:
-    """What `make figures` calls."""
+def swept(jobs: int) -> Callable[[], None]:
+    """A sweep of four runs, so many at a time."""
 
     def start() -> None:
-        for name in ("restate", "stored"):
-            sys.modules.pop(name, None)  # another checkout's
-        sys.argv = ["execute.py", "--jobs", "2"]
-        runpy.run_path(str(root / "notebooks" / "execute.py"), run_name="__main__")
+        command_line.stop_on_signals("planar")
+        words = f"sweep --data digits --hidden 8 --K 0,1 --seed 0,1 --epochs 3 --jobs {jobs}"
+        sys.exit(command_line.main(words.split()))
 
     return start
-
-
-def two_at_a_time() -> None:
-    """A sweep of four runs in two processes."""
-    command_line.stop_on_signals("planar")
-    words = "sweep --data digits --hidden 8 --K 0,1 --seed 0,1 --epochs 3 --jobs 2"
-    sys.exit(command_line.main(words.split()))
 
 
 def whole(home: Path) -> dict[str, Any]:
@@ -225,9 +99,10 @@ def a_day_later(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_processes_end_and_the_same_command_gives_the_same_bytes(
     course: Path, tmp_path: Path, what: str, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = figures(course) if what.startswith("make") else two_at_a_time
+    # a sweep in one process takes no time to start: its bytes are those to compare with
+    start, alone = (figures(course),) * 2 if what.startswith("make") else (swept(2), swept(1))
     (tmp_path / "reference").mkdir()
-    reference = live(start, tmp_path / "reference")
+    reference = live(alone, tmp_path / "reference")
     assert reference.code == 0, reference.said
     expected = whole(tmp_path / "reference" / "home")
     assert {Path(name).suffix for name in expected} >= {".json", ".pt"} and len(expected) > 5, sorted(expected)
@@ -243,7 +118,7 @@ def test_all_processes_end_and_the_same_command_gives_the_same_bytes(
             ended = live(start, base, end_at=number)
         print(number, killed % 2, ended)
         killed += ended.code != 0
-        again = live(start, base)
+        again = live(alone, base)
         assert again.code == 0, again.said
         found = whole(base / "home")
         assert found.keys() == expected.keys(), (number, sorted(found))
