@@ -87,9 +87,9 @@ class Progress:
 def surroundings(folder: str) -> dict[str, str]:
     """The environment of a kernel: the user's, less what would change the outputs; folders as absolute paths."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONWARNINGS", "PYTHONSTARTUP")}
-    for name in ("PLANAR_DATA", "PLANAR_RUNS", "PLANAR_FIGURES", "PLANAR_RESULTS"):
-        if kept.get(name):
-            kept[name] = str(Path(kept[name]).expanduser().absolute())  # the kernel works in another folder
+    for kind in ("data", "runs", "figures", "results"):
+        if kept.get(f"PLANAR_{kind.upper()}"):
+            kept[f"PLANAR_{kind.upper()}"] = str(run.folder(kind).absolute())  # the kernel works in another folder
     search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
         **kept, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": search, "PYTHONUTF8": "1", "IPYTHONDIR": folder,
@@ -227,7 +227,11 @@ def main() -> int:
             f"names must be of notebooks in {HERE.name}/, and jobs at least 1, got {unknown or arguments.jobs}"
         )
     paths.sort(key=lambda path: FIRST.index(path.name[:2]) if path.name[:2] in FIRST else len(FIRST))
-    full = run.budget() == "full"
+    try:
+        full = run.budget() == "full"
+        surroundings("")  # the folders
+    except ValueError as error:
+        parser.error(str(error))
     if arguments.in_place and full and not on_mnist():
         print("MNIST is needed in place: the outputs of the digits would replace the committed ones", file=sys.stderr)
         return 2

@@ -15,8 +15,10 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -360,6 +362,23 @@ def test_a_signal_says_one_line_and_has_its_exit_code(
     assert ended.code == 0, ended.said
     assert not leftovers(files(open_folder)) or not code
     tally("faults: one clear line, its exit code, the last good state intact", 1, "a signal")
+
+
+def test_a_signal_before_the_imports_are_done_says_one_line(tmp_path: Path, tally: Tally) -> None:
+    """Sent as PyTorch begins to be imported, which takes seconds."""
+    for name, number in (("SIGINT", 2), ("SIGTERM", 15)):
+        hook = f"""
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.addaudithook(lambda event, args: event == "import" and args[0] == "torch" and signal.raise_signal({number}))
+        """
+        (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(hook))
+        words = [sys.executable, "-m", "planar_helpers", "train", "--data", "digits"]
+        search = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(sweep.__file__).parent.parent)])}
+        done = subprocess.run(words, env={**os.environ, **search}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 128 + number, done.stderr
+        one_line(done.stderr, f"stopped by {name}: run it again to go on")
+        tally("faults: one clear line, its exit code, the last good state intact", 1, "a signal during the imports")
 
 
 def test_a_terminal_that_closes_stops_no_training_that_ignores_it(
