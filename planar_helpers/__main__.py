@@ -120,8 +120,8 @@ def main(words: list[str] | None = None) -> int:
             sweep.sweep(arguments.runs, arguments.test, arguments.jobs, arguments.scheduler)
         else:
             path = sweep.run(arguments.runs[0], on_test=arguments.command == "evaluate", progress=True)
-            print(json.dumps(json.loads(path.read_text(encoding="utf-8")).get("results", {}), indent=1), path, sep="\n")
-    except (OSError, ValueError, ImportError, RecursionError, BrokenExecutor) as error:  # a JSON of brackets; a kill
+            print(json.dumps(sweep.read(path).get("results", {}), indent=1), path, sep="\n")
+    except (OSError, ValueError, ImportError, BrokenExecutor) as error:  # the last: a process of the sweep was killed
         print("python -m planar_helpers:", str(error).partition("\n")[0], file=sys.stderr)
         return 1
     return 0

@@ -31,9 +31,8 @@ DEFAULTS: Settings = {
     "data": "mnist", "family": "planar", "K": 3, "constraint": "shifted", "D": 2, "hidden": 500, "dropout": 0.0,
     "epochs": 100, **FIT_DEFAULTS, "decoder": None, "seed": 0,
 }  # fmt: skip
-DRAWS = 50  # of the ELBO, an image
-OWN = 50  # images that get parameters of their own
-SAMPLES = 2000  # importance samples, an image, where D ≠ 2
+# draws of the ELBO, an image; images with parameters of their own; training images; importance samples where D ≠ 2
+DRAWS, OWN, SOME, SAMPLES = 50, 50, 2000, 2000
 
 
 def combinations(lists: dict[str, list[Any]]) -> list[Settings]:
@@ -59,17 +58,24 @@ def combinations(lists: dict[str, list[Any]]) -> list[Settings]:
 def path_of(settings: Settings) -> Path:
     """Return where the run's JSON belongs: named by the settings that are not the defaults, under results/runs/."""
     unusual = {name: value for name, value in settings.items() if value != DEFAULTS[name] or name in ("K", "seed")}
-    words = (f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in unusual.items())
-    return _path("-".join(words))
+    return _path("-".join(f"{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in unusual.items()))
 
 
 def _path(name: str) -> Path:
     return folder("results") / "runs" / f"{name}.json"
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Return what a run's JSON holds. Raises ValueError if it is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: delete it, and the run is made again") from error
+
+
 def is_done(settings: Settings, on_test: bool) -> bool:
     """Whether the run's JSON is there, measured on the test images if that is asked for."""
-    found = json.loads(path.read_text(encoding="utf-8")) if (path := path_of(settings)).is_file() else {}
+    found = read(path) if (path := path_of(settings)).is_file() else {}
     return "failed" in found or ("results" in found if on_test else "history" in found)
 
 
@@ -112,8 +118,7 @@ def trained(settings: Settings, progress: bool = False) -> tuple[PlanarVAE, Hist
     """Return the run's model and history: loaded if its weights are under runs/, else trained."""
     chosen = {name: value for name, value in settings.items() if name != "data"}
     if settings["decoder"] is not None:
-        other = json.loads(_path(settings["decoder"]).read_text(encoding="utf-8"))["settings"]
-        chosen["decoder"] = trained({**DEFAULTS, **other}, progress)[0]
+        chosen["decoder"] = trained({**DEFAULTS, **read(_path(settings["decoder"]))["settings"]}, progress)[0]
     return train_or_load(_images(settings["data"], settings["binarise"], held_out=True), progress=progress, **chosen)
 
 
@@ -124,12 +129,13 @@ def sweep(runs: list[Settings], on_test: bool = False, jobs: int = -1, scheduler
     killed goes on where it was: the same call again. Its processes end within a second of it.
     """
     todo = [settings for settings in runs if not is_done(settings, on_test)]
-    where: dict[str, Any] = (
-        {"backend": "dask", "scheduler_host": scheduler}  # needs the extra [cluster]
+    with (
+        joblib.parallel_config("dask", scheduler_host=scheduler)  # needs the extra [cluster]
         if scheduler is not None
-        else {"n_jobs": jobs, "inner_max_num_threads": 1, "initializer": _end_with, "initargs": (os.getpid(),)}
-    )
-    with joblib.parallel_config(**{"backend": "loky", **where}):
+        else joblib.parallel_config(
+            "loky", n_jobs=jobs, inner_max_num_threads=1, initializer=_end_with, initargs=(os.getpid(),)
+        )
+    ):
         tasks = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(
             joblib.delayed(run)(settings, on_test) for settings in todo
         )
@@ -157,7 +163,7 @@ def measure(model: PlanarVAE, images: Images) -> dict[str, dict[str, Any]]:
     images the approximation gap, from an ascent with the better of two starts. For other D, on the first 1 000 images
     of each, see `_importance`.
     """
-    parts = {"test": to_float(images.test), "train": to_float(images.train[:2000])}
+    parts = {"test": to_float(images.test), "train": to_float(images.train[:SOME])}
     found = {
         part: _plane(model, x) if model.D == 2 else _importance(model, x[:1000], own=part == "test")
         for part, x in parts.items()

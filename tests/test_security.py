@@ -181,6 +181,8 @@ def test_no_file_runs_code(tmp_path: Path, loader: Callable[[Path], None], what:
     last = ended.said.strip().splitlines()[-1]
     refused = r"(ValueError|\w*UnpicklingError|KeyError|AttributeError|RuntimeError|TypeError|RecursionError)\b"
     assert ended.code == 2 or re.match(refused, last.split(".")[-1]) or "Error" in last, ended.said
+    if loader is run_json and what != "json":
+        assert ended.said.count("is damaged: delete it, and the run is made again\n") == 2, ended.said
     tally("attacks that fail: no file runs code", 1, f"{loader.__name__}: {what}")
 
 
