@@ -7,13 +7,14 @@ of Matplotlib and IPython, kernels, a search path, reaches no kernel.
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -33,6 +34,7 @@ from planar_helpers import run  # noqa: E402
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT = ("tags", "alt", "nbgrader")  # of a cell's metadata
 WIDGET = "application/vnd.jupyter.widget-view+json"
+OWN = "planar-kernel-"  # a kernel's temporary folder
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 FIRST = ("08", "07", "00", "09", "04", "06")  # the longest first, so that side by side all end together
 
@@ -85,9 +87,9 @@ class Progress:
 def surroundings(folder: str) -> dict[str, str]:
     """The environment of a kernel: the user's, less what would change the outputs; folders as absolute paths."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONWARNINGS", "PYTHONSTARTUP")}
-    for name in ("PLANAR_DATA", "PLANAR_RUNS", "PLANAR_FIGURES", "PLANAR_RESULTS"):
-        if kept.get(name):
-            kept[name] = str(Path(kept[name]).expanduser().absolute())  # the kernel works in another folder
+    for kind in ("data", "runs", "figures", "results"):
+        if kept.get(f"PLANAR_{kind.upper()}"):
+            kept[f"PLANAR_{kind.upper()}"] = str(run.folder(kind).absolute())  # the kernel works in another folder
     search = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
         **kept, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": search, "PYTHONUTF8": "1", "IPYTHONDIR": folder,
@@ -99,7 +101,7 @@ def execute(path: Path, progress: Progress, running: list[NotebookClient]) -> nb
     """Run one notebook in its own folder and return it, clean: no timestamps, progress bars or widget state."""
     notebook = nbformat.read(path, as_version=4)
     before, name, start = figures_in(notebook), progress.begin(path.stem), time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="planar-") as folder:
+    with tempfile.TemporaryDirectory(prefix=OWN) as folder:
         client = OwnKernel(
             notebook,
             timeout=None,
@@ -172,6 +174,14 @@ def stopping(pool: ThreadPoolExecutor, running: list[NotebookClient]) -> Iterato
         raise
 
 
+def clear_away() -> None:
+    """Remove the temporary folders that a killed run left a day ago."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{OWN}*"):
+        with suppress(OSError):  # another run may remove it, too
+            if folder.stat().st_mtime < time.time() - 24 * 3600:
+                shutil.rmtree(folder)
+
+
 def execute_all(paths: list[Path], target: Path, jobs: int) -> tuple[dict[str, float], list[str]]:
     """Run the notebooks, `jobs` at a time; return the minutes of those that ran to their end, and what was wrong."""
     progress, running, minutes, wrong = Progress(len(paths)), [], {}, []
@@ -217,7 +227,11 @@ def main() -> int:
             f"names must be of notebooks in {HERE.name}/, and jobs at least 1, got {unknown or arguments.jobs}"
         )
     paths.sort(key=lambda path: FIRST.index(path.name[:2]) if path.name[:2] in FIRST else len(FIRST))
-    full = run.budget() == "full"
+    try:
+        full = run.budget() == "full"
+        surroundings("")  # the folders
+    except ValueError as error:
+        parser.error(str(error))
     if arguments.in_place and full and not on_mnist():
         print("MNIST is needed in place: the outputs of the digits would replace the committed ones", file=sys.stderr)
         return 2
@@ -227,6 +241,7 @@ def main() -> int:
         time.time(),
         stored.committed_numbers(ROOT / "figures" / "results"),
     )
+    clear_away()
     minutes, wrong = execute_all(paths, target, arguments.jobs)
     total = (time.monotonic() - begin) / 60
     if full:

@@ -12,12 +12,10 @@ import shlex
 import signal
 import sys
 from ast import literal_eval
+from concurrent.futures import BrokenExecutor
 from contextlib import suppress
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
-
-from planar_helpers import sweep
 
 HELP = {
     "data": "mnist, digits (embedded, small), or auto",
@@ -57,9 +55,8 @@ def values(text: str) -> list[Any]:
     """Return the values that an option lists: "0,3,16", "0-4" for five seeds, "500x500" for two layers, words."""
     found: list[Any] = []
     for word in text.split(","):
-        if re.fullmatch(r"\d+-\d+", word):
-            first, last = map(int, word.split("-"))
-            found.extend(range(first, last + 1))
+        if ends := re.fullmatch(r"(\d+)-(\d+)", word):
+            found.extend(range(int(ends[1]), int(ends[2]) + 1))
         elif re.fullmatch(r"\d+(x\d+)+", word):
             found.append(tuple(map(int, word.split("x"))))
         else:
@@ -72,6 +69,8 @@ def values(text: str) -> list[Any]:
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; what is wrong with it is said in one line, with exit code 2."""
+    from planar_helpers import sweep  # PyTorch takes seconds: by then `stop_on_signals` is there
+
     parser = OneLine(prog="python -m planar_helpers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar=" | ".join(ABOUT))
     for command, about in ABOUT.items():
@@ -100,7 +99,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
                 for line in arguments.plan.read_text(encoding="utf-8").splitlines()
                 if line.startswith("--")
             ]
-            arguments.runs = sorted((run for one in planned for run in one.runs), key=itemgetter("seed"))
+            arguments.runs = sorted((run for one in planned for run in one.runs), key=lambda run: run["seed"])
             arguments.test |= any(one.test for one in planned)
     except (ValueError, TypeError, OSError) as error:
         parser.error(str(error))
@@ -113,15 +112,17 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     """Do what the command line asks for; return the exit code."""
+    from planar_helpers import sweep
+
     arguments = parse(words)
     try:
         if arguments.command == "sweep":
             sweep.sweep(arguments.runs, arguments.test, arguments.jobs, arguments.scheduler)
         else:
             path = sweep.run(arguments.runs[0], on_test=arguments.command == "evaluate", progress=True)
-            print(json.dumps(json.loads(path.read_text(encoding="utf-8")).get("results", {}), indent=1), path, sep="\n")
-    except (OSError, ValueError, ImportError) as error:
-        print(f"python -m planar_helpers: {error}", file=sys.stderr)
+            print(json.dumps(sweep.read(path).get("results", {}), indent=1), path, sep="\n")
+    except (OSError, ValueError, ImportError, BrokenExecutor) as error:  # the last: a process of the sweep was killed
+        print("python -m planar_helpers:", str(error).partition("\n")[0], file=sys.stderr)
         return 1
     return 0
 

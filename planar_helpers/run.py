@@ -57,13 +57,16 @@ def folder(kind: str) -> Path:
 
     The environment variable PLANAR_DATA, PLANAR_RUNS, PLANAR_FIGURES or PLANAR_RESULTS moves it. Else it lies in the
     checkout that the package is used from; an installed package writes under the working directory. The results
-    lie in the figures' folder.
+    lie in the figures' folder. Raises ValueError for another kind, or for the folder of a user who is not there.
     """
     if kind not in FOLDERS:
         raise ValueError(f"kind must be one of {FOLDERS}, got {kind!r}")
     moved = os.environ.get(f"PLANAR_{kind.upper()}") if kind != "build" else None
     if moved:
-        return Path(moved).expanduser()
+        path = Path(os.path.expanduser(moved))
+        if str(path).startswith("~"):
+            raise ValueError(f"PLANAR_{kind.upper()} must name a folder, got {moved!r}: there is no such user here")
+        return path
     if kind == "results":
         return folder("figures") / "results"
     checkout = Path(__file__).resolve().parent.parent

@@ -6,7 +6,10 @@ are looked at only by `measure`, for runs whose settings are chosen.
 
 import functools
 import json
+import os
 import platform
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,8 @@ DEFAULTS: Settings = {
     "data": "mnist", "family": "planar", "K": 3, "constraint": "shifted", "D": 2, "hidden": 500, "dropout": 0.0,
     "epochs": 100, **FIT_DEFAULTS, "decoder": None, "seed": 0,
 }  # fmt: skip
-DRAWS = 50  # of the ELBO, an image
-OWN = 50  # images that get parameters of their own
-SOME = 2000  # training images
-SAMPLES = 2000  # importance samples, an image, where D ≠ 2
+# draws of the ELBO, an image; images with parameters of their own; training images; importance samples where D ≠ 2
+DRAWS, OWN, SOME, SAMPLES = 50, 50, 2000, 2000
 
 
 def combinations(lists: dict[str, list[Any]]) -> list[Settings]:
@@ -57,25 +58,35 @@ def combinations(lists: dict[str, list[Any]]) -> list[Settings]:
 def path_of(settings: Settings) -> Path:
     """Return where the run's JSON belongs: named by the settings that are not the defaults, under results/runs/."""
     unusual = {name: value for name, value in settings.items() if value != DEFAULTS[name] or name in ("K", "seed")}
-    words = (f"{name}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in unusual.items())
-    return _path("-".join(words))
+    return _path("-".join(f"{k}={'x'.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in unusual.items()))
 
 
 def _path(name: str) -> Path:
     return folder("results") / "runs" / f"{name}.json"
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Return what a run's JSON holds. Raises ValueError if it is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: delete it, and the run is made again") from error
+
+
 def is_done(settings: Settings, on_test: bool) -> bool:
     """Whether the run's JSON is there, measured on the test images if that is asked for."""
-    found = json.loads(path_of(settings).read_text(encoding="utf-8")) if path_of(settings).is_file() else {}
+    found = read(path) if (path := path_of(settings)).is_file() else {}
     return "failed" in found or ("results" in found if on_test else "history" in found)
 
 
 def measured(folder: Path | str, **wanted: Any) -> list[dict[str, Any]]:
     """Return what the JSONs in `folder` hold of runs with these settings, measured on the test images, by name."""
-    runs = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json")))
-    alike = json.loads(json.dumps(wanted)).items()  # a tuple as a list, as in the files
-    return [one for one in runs if "results" in one and all(one["settings"][name] == value for name, value in alike)]
+    wanted = json.loads(json.dumps(wanted))  # a tuple as a list, as in the files
+    return [
+        one
+        for one in map(read, sorted(Path(folder).glob("*.json")))
+        if "results" in one and all(one["settings"][name] == value for name, value in wanted.items())
+    ]
 
 
 def run(settings: Settings, on_test: bool = False, progress: bool = False) -> Path:
@@ -117,8 +128,7 @@ def trained(settings: Settings, progress: bool = False) -> tuple[PlanarVAE, Hist
     """Return the run's model and history: loaded if its weights are under runs/, else trained."""
     chosen = {name: value for name, value in settings.items() if name != "data"}
     if settings["decoder"] is not None:
-        other = json.loads(_path(settings["decoder"]).read_text(encoding="utf-8"))["settings"]
-        chosen["decoder"] = trained({**DEFAULTS, **other}, progress)[0]
+        chosen["decoder"] = trained({**DEFAULTS, **read(_path(settings["decoder"]))["settings"]}, progress)[0]
     return train_or_load(_images(settings["data"], settings["binarise"], held_out=True), progress=progress, **chosen)
 
 
@@ -126,18 +136,33 @@ def sweep(runs: list[Settings], on_test: bool = False, jobs: int = -1, scheduler
     """Make all runs that are not done yet, `jobs` at a time (−1: one a core), one thread each; return their paths.
 
     With the address of a Dask scheduler the runs go to its workers, which must see the same folders. A sweep that was
-    killed goes on where it was: the same call again.
+    killed goes on where it was: the same call again. Its processes end within a second of it.
     """
     todo = [settings for settings in runs if not is_done(settings, on_test)]
-    cores: dict[str, Any] = {"backend": "loky", "n_jobs": jobs, "inner_max_num_threads": 1}
-    cluster = {"backend": "dask", "scheduler_host": scheduler}  # needs the extra [cluster]
-    with joblib.parallel_config(**(cores if scheduler is None else cluster)):
+    with (
+        joblib.parallel_config("dask", scheduler_host=scheduler)  # needs the extra [cluster]
+        if scheduler is not None
+        else joblib.parallel_config(
+            "loky", n_jobs=jobs, inner_max_num_threads=1, initializer=_end_with, initargs=(os.getpid(),)
+        )
+    ):
         tasks = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(
             joblib.delayed(run)(settings, on_test) for settings in todo
         )
         for path in tqdm(tasks, total=len(todo), unit="run", disable=not todo):
             tqdm.write(path.stem)
     return [path_of(settings) for settings in runs]
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: killed, it can tell nobody."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def measure(model: PlanarVAE, images: Images) -> dict[str, dict[str, Any]]:
@@ -148,12 +173,13 @@ def measure(model: PlanarVAE, images: Images) -> dict[str, dict[str, Any]]:
     images the approximation gap, from an ascent with the better of two starts. For other D, on the first 1 000 images
     of each, see `_importance`.
     """
-    found = {}
-    for part, pixels in (("test", images.test), ("train", images.train[:SOME])):
-        x = to_float(pixels)
-        found[part] = _plane(model, x) if model.D == 2 else _importance(model, x[:1000], own=part == "test")
+    parts = {"test": to_float(images.test), "train": to_float(images.train[:SOME])}
+    found = {
+        part: _plane(model, x) if model.D == 2 else _importance(model, x[:1000], own=part == "test")
+        for part, x in parts.items()
+    }
     if model.D == 2:
-        x = to_float(images.test[:OWN])
+        x = parts["test"][:OWN]
         found["test"]["approximation"] = _mean(inference_gap(model, x, start=main_island(model, x)).approximation)
         found["test"]["images of the approximation"] = OWN
     return found
@@ -164,24 +190,24 @@ def _plane(model: PlanarVAE, x: Tensor) -> dict[str, Any]:
         elbo = model.elbo_draws(x, model.encode(x), DRAWS).mean(dim=0)
     log_px, error = exact_log_px(model, x)
     gap = log_px - elbo
-    worst = gap.sort(descending=True).values[: -(-len(gap) // 20)]
     return {
         "images": len(x), "ELBO": _mean(elbo), "log p(x)": _mean(log_px), "gap": _mean(gap),
         "deciles of the gap": gap.quantile(torch.linspace(0, 1, 11)).tolist(),
-        "share of the worst 5 %": (worst.sum() / gap.sum()).item(), "largest error of log p(x)": error.max().item(),
+        "share of the worst 5 %": (gap.topk(-(-len(gap) // 20)).values.sum() / gap.sum()).item(),
+        "largest error of log p(x)": error.max().item(),
     }  # fmt: skip
 
 
 def _importance(model: PlanarVAE, x: Tensor, own: bool) -> dict[str, Any]:
     """The ELBO and importance-sampled log p(x), with the encoder's q and with each image's own, ascended from there."""
     with measuring(model), repeatable(x, seed=0):
-        found: dict[str, Any] = {"images": len(x), "samples": SAMPLES}
-        encoded = model.encode(x)
+        found, encoded = dict[str, Any](images=len(x), samples=SAMPLES), model.encode(x)
         for name, q in {"encoder": encoded, **({"own": own_posterior(model, x, encoded)} if own else {})}.items():
-            found[f"{name}: ELBO"] = _mean(model.elbo_draws(x, q, DRAWS).mean(dim=0))
-            estimate = importance_log_px(model, x, SAMPLES, q)
-            found[f"{name}: log p(x)"] = _mean(estimate.log_px)
-            found[f"{name}: error of an image"] = estimate.error.mean().item()
+            elbo, estimate = model.elbo_draws(x, q, DRAWS).mean(dim=0), importance_log_px(model, x, SAMPLES, q)
+            found |= {
+                f"{name}: ELBO": _mean(elbo), f"{name}: log p(x)": _mean(estimate.log_px),
+                f"{name}: error of an image": estimate.error.mean().item(),
+            }  # fmt: skip
         return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from torch import nn
 
 from planar_helpers.data import Images, load_images
 from planar_helpers.train import fit
@@ -54,3 +55,23 @@ def trained(request: pytest.FixtureRequest, digits: Images) -> PlanarVAE:
     model = PlanarVAE(hidden=100, K=K, constraint=constraint)
     fit(model, digits, epochs=40, progress=False)
     return model.eval()
+
+
+class Bumps(nn.Module):
+    """Logits whose Bernoulli likelihood of x = (1, 0) is Σ exp(2 − ‖z − c‖²/2s²) − 10: islands of known mass."""
+
+    def __init__(self, *islands: tuple[tuple[float, float], float]) -> None:
+        super().__init__()
+        self.islands = islands
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        logs = [2 - ((z - torch.tensor(c).double()) ** 2).sum(-1) / (2 * s**2) - 10 for c, s in self.islands]
+        half = -0.5 * torch.logsumexp(torch.stack(logs), dim=0)
+        logit = -(half + torch.log1p(-torch.exp(-half)))
+        return torch.stack([logit, -logit], dim=-1)
+
+
+@pytest.fixture
+def bumps() -> type[Bumps]:
+    """A decoder that leaves islands of posterior mass."""
+    return Bumps

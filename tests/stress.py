@@ -16,7 +16,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("test_stress.py", "test_properties.py", "test_download.py")
+TESTS = (
+    "test_kills.py",
+    "test_stress.py",
+    "test_properties.py",
+    "test_security.py",
+    "test_download.py",
+)  # longest first
 LARGEST = "largest error"  # rows that begin so are no sums
 
 
@@ -55,7 +61,19 @@ def main() -> int:
             "PLANAR_EXAMPLES": arguments.examples, "PLANAR_STRESS_SEED": str(arguments.seed),
         }  # fmt: skip
         tests = [str(ROOT / "tests" / name) for name in TESTS]
-        words = [sys.executable, "-m", "pytest", "-q", "-n", arguments.jobs, "-p", "no:cacheprovider", *tests, *rest]
+        words = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            arguments.jobs,
+            "--dist=worksteal",
+            "-p",
+            "no:cacheprovider",
+            *tests,
+            *rest,
+        ]
         code = subprocess.run(words, env=environment, cwd=ROOT).returncode
         lines = [json.loads(line) for line in counts.read_text(encoding="utf-8").splitlines()]
     print("\n".join(table(lines)))

@@ -12,20 +12,6 @@ from planar_helpers.quadrature import exact_log_px, main_island
 from planar_helpers.vae import FlowPosterior, PlanarVAE
 
 
-class Bumps(nn.Module):
-    """Logits whose Bernoulli likelihood of x = (1, 0) is Σ exp(2 − ‖z − c‖²/2s²) − 10: islands of known mass."""
-
-    def __init__(self, *islands: tuple[tuple[float, float], float]) -> None:
-        super().__init__()
-        self.islands = islands
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        logs = [2 - ((z - torch.tensor(c).double()) ** 2).sum(-1) / (2 * s**2) - 10 for c, s in self.islands]
-        half = -0.5 * torch.logsumexp(torch.stack(logs), dim=0)
-        logit = -(half + torch.log1p(-torch.exp(-half)))
-        return torch.stack([logit, -logit], dim=-1)
-
-
 def test_importance_sampling_agrees_with_quadrature_within_its_error_bars() -> None:
     torch.manual_seed(1)
     model, x = PlanarVAE(d_x=30, hidden=20), torch.rand(40, 30)
@@ -111,13 +97,13 @@ ISLANDS = [((0.0, 0.0), 0.05), ((2.5, 0.0), 0.5)]
 
 
 @pytest.mark.parametrize("islands", [ISLANDS, ISLANDS[::-1]])
-def test_the_gap_from_the_main_island_is_the_share_of_the_other(islands) -> None:
+def test_the_gap_from_the_main_island_is_the_share_of_the_other(islands, bumps) -> None:
     # The best Gaussian covers the broad island alone: KL = −log(its share of the mass), here 0.14.
     model, x = PlanarVAE(d_x=2, hidden=4, K=0).double(), torch.tensor([[1.0, 0.0]]).double()
     with torch.no_grad():
         model.heads.weight.zero_()
         model.heads.bias.copy_(torch.tensor([0.0, 0.0, 2 * math.log(0.05), 2 * math.log(0.05)]))
-    model.decoder = Bumps(*islands)
+    model.decoder = bumps(*islands)
     mass = [s**2 / (1 + s**2) * math.exp(-0.5 * c[0] ** 2 / (1 + s**2)) for c, s in ISLANDS]
     gap = inference_gap(model, x, steps=60, start=main_island(model, x), n_eval=4000)
     assert gap.approximation.item() == pytest.approx(-math.log(mass[1] / sum(mass)), abs=0.03)

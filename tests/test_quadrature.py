@@ -128,20 +128,6 @@ def test_posterior_grid_leaves_the_random_stream_and_repeats() -> None:
     assert torch.equal(state, torch.get_rng_state()) and torch.equal(one.z, other.z)
 
 
-class Bumps(nn.Module):
-    """Logits whose Bernoulli likelihood of x = (1, 0) is Σ exp(2 − ‖z − c‖²/2s²) − 10: islands of known mass."""
-
-    def __init__(self, *islands: tuple[tuple[float, float], float]) -> None:
-        super().__init__()
-        self.islands = islands
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        logs = [2 - ((z - torch.tensor(c).double()) ** 2).sum(-1) / (2 * s**2) - 10 for c, s in self.islands]
-        half = -0.5 * torch.logsumexp(torch.stack(logs), dim=0)
-        logit = -(half + torch.log1p(-torch.exp(-half)))
-        return torch.stack([logit, -logit], dim=-1)
-
-
 def along_z1(d_x: int, w1, b1, w2, b2) -> PlanarVAE:
     """A ReLU decoder that looks at z_1 only: logits of all pixels are w2ᵀ relu(w1 z_1 + b1) + b2."""
     model = PlanarVAE(d_x=d_x, hidden=len(w1), K=0).double()
@@ -260,9 +246,9 @@ BROAD_AND_NARROW = [((0.0, 0.0), 0.05), ((2.5, 0.0), 0.5)]
 
 
 @pytest.mark.parametrize("islands", [BROAD_AND_NARROW, BROAD_AND_NARROW[::-1], [((0.0, 0.0), 0.5), ((2.5, 0.0), 0.05)]])
-def test_main_island_is_the_one_of_most_mass(islands) -> None:
+def test_main_island_is_the_one_of_most_mass(islands, bumps) -> None:
     model = PlanarVAE(d_x=2, hidden=4, K=2).double()
-    model.decoder = Bumps(*islands)
+    model.decoder = bumps(*islands)
     (centre, s) = max(islands, key=lambda island: island[1])
     island = main_island(model, ONE_ZERO.expand(3, -1))
     shrunk = 1 / (1 + s**2)  # by the prior

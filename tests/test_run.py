@@ -149,6 +149,14 @@ def test_files_have_the_permissions_of_ordinary_files(tmp_path: Path, umask: int
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
 
 
+def test_the_folder_of_a_user_who_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANAR_RUNS", "~nosuchuser/x")
+    with pytest.raises(ValueError, match="PLANAR_RUNS must name a folder, got '~nosuchuser/x': there is no such user"):
+        folder("runs")
+    monkeypatch.setenv("PLANAR_RUNS", "~/x")
+    assert folder("runs") == Path.home() / "x"
+
+
 def test_what_a_killed_process_left_goes_a_day_later(tmp_path: Path) -> None:
     old, young, mine = (tmp_path / name for name in (f".{'0a' * 8}.pt", f".{'0b' * 8}.json", ".hidden"))
     for path, hours in ((old, 25), (young, 23), (mine, 1000)):

@@ -15,28 +15,32 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import textwrap
 import time
-import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import joblib
 import pytest
 import torch
 
-from planar_helpers import __main__ as command_line
-from planar_helpers import sweep, train
-from planar_helpers.data import Images, load_images
-from planar_helpers.run import replacing
-from planar_helpers.train import fit, train_or_load
-from planar_helpers.vae import PlanarVAE
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from processes import bits, die, files, forked, leftovers, on_each_write  # noqa: E402
+
+from planar_helpers import __main__ as command_line  # noqa: E402
+from planar_helpers import sweep, train  # noqa: E402
+from planar_helpers.data import Images, load_images  # noqa: E402
+from planar_helpers.run import replacing  # noqa: E402
+from planar_helpers.train import fit, train_or_load  # noqa: E402
+from planar_helpers.vae import PlanarVAE  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs fork, signals and limits as Linux has them"),
@@ -47,78 +51,6 @@ SEED = int(os.environ.get("PLANAR_STRESS_SEED", "0"))
 FULL = "PLANAR_KILLS" in os.environ
 NOBODY = 65534
 Tally = Callable[[str, int, str], None]  # a row of the table in tests/README.md, what to add, and of what
-
-
-# --- processes that come to an end ----------------------------------------------------------------------------------
-
-
-class Ended(NamedTuple):
-    """How a process ended: its exit code, or minus the signal that killed it, and what it printed."""
-
-    code: int
-    said: str
-
-
-def forked(
-    call: Callable[[], Any], kill_after: float | None = None, user: int | None = None, limit: int = 120
-) -> Ended:
-    """Run the call in a process of its own; kill it after so many seconds, or fail if it takes more than the limit."""
-    read, write = os.pipe()  # no file: its size may be limited
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            os.close(read)
-            os.dup2(write, 1)
-            os.dup2(write, 2)
-            sys.stdout, sys.stderr = open(1, "w", 1, closefd=False), open(2, "w", 1, closefd=False)
-            signal.alarm(limit)
-            torch.set_num_threads(1)
-            if user is not None and os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(user)
-                os.setuid(user)
-            call()
-            code = 0
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
-        except BaseException:  # noqa: BLE001  (a child says whatever ends it)
-            os.write(2, traceback.format_exc().encode())
-        finally:
-            os._exit(code)  # never back into the tests of the parent
-    os.close(write)
-    try:
-        if kill_after is not None:
-            time.sleep(kill_after)
-            os.kill(pid, signal.SIGKILL)  # not yet waited for, so the id is still this child's
-        with open(read, encoding="utf-8", errors="replace") as said:
-            text = said.read()
-    finally:
-        _, status = os.waitpid(pid, 0)
-    ended = Ended(os.waitstatus_to_exitcode(status), text)
-    assert ended.code != -signal.SIGALRM, f"took more than {limit} seconds\n{ended.said}"
-    return ended
-
-
-def on_each_write(folder: Path, do: Callable[[int], None]) -> None:
-    """From here on call `do` with a running number before anything in the folder is made, changed or removed."""
-    count = 0
-
-    def hook(event: str, args: tuple) -> None:
-        nonlocal count
-        if event == "open":
-            writes = isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        else:
-            writes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod")
-        if writes and str(folder) in str(args[0]):
-            count += 1
-            do(count)
-
-    sys.addaudithook(hook)
-
-
-def die(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -170,26 +102,6 @@ def life(folder: Path, kind: str) -> Callable[[], None]:
     return start
 
 
-def bits(value: Any) -> Any:
-    """The value with each tensor as its bytes: two states are equal if these are."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype, tuple(value.shape), value.detach().contiguous().numpy().tobytes()
-    if isinstance(value, dict):
-        return {name: bits(part) for name, part in value.items()}
-    return [bits(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def files(folder: Path) -> dict[str, Any]:
-    """All files by name: of a checkpoint what is in it, since its pickle's memo knows which strings were one object."""
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return {
-        str(path.relative_to(folder)): bits(torch.load(path, weights_only=True))
-        if path.suffix in (".pt", ".unfinished") and not path.name.startswith(".")
-        else path.read_bytes()
-        for path in paths
-    }
-
-
 def killed_at(start: Callable[[], None], folder: Path, number: int) -> Callable[[], None]:
     def call() -> None:
         on_each_write(folder, lambda count: die() if count == number else None)
@@ -215,10 +127,6 @@ def killed_half_way(start: Callable[[], None], number: int) -> Callable[[], None
         start()
 
     return call
-
-
-def leftovers(found: dict[str, Any]) -> list[str]:
-    return [name for name in found if Path(name).name.startswith(".")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -454,6 +362,23 @@ def test_a_signal_says_one_line_and_has_its_exit_code(
     assert ended.code == 0, ended.said
     assert not leftovers(files(open_folder)) or not code
     tally("faults: one clear line, its exit code, the last good state intact", 1, "a signal")
+
+
+def test_a_signal_before_the_imports_are_done_says_one_line(tmp_path: Path, tally: Tally) -> None:
+    """Sent as PyTorch begins to be imported, which takes seconds."""
+    for name, number in (("SIGINT", 2), ("SIGTERM", 15)):
+        hook = f"""
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.addaudithook(lambda event, args: event == "import" and args[0] == "torch" and signal.raise_signal({number}))
+        """
+        (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(hook))
+        words = [sys.executable, "-m", "planar_helpers", "train", "--data", "digits"]
+        search = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(sweep.__file__).parent.parent)])}
+        done = subprocess.run(words, env={**os.environ, **search}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 128 + number, done.stderr
+        one_line(done.stderr, f"stopped by {name}: run it again to go on")
+        tally("faults: one clear line, its exit code, the last good state intact", 1, "a signal during the imports")
 
 
 def test_a_terminal_that_closes_stops_no_training_that_ignores_it(

@@ -45,7 +45,10 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sweep, "SOME", 20)
     monkeypatch.setattr(sweep, "load_images", lambda name: few(load_images(name)))
     sweep._images.cache_clear()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a run: an ascent carries other last bits far
     yield tmp_path / "results" / "runs"
+    torch.set_num_threads(threads)
     sweep._images.cache_clear()
 
 
