@@ -275,7 +275,7 @@ def _held(name: str, exercise: Exercise, answer: Callable[..., Any], seed: int) 
     if not _agree(_call(name, answer, trials[bad], exercise.package), found[bad], 1e-12):
         raise Wrong(f"{name}: two calls with the same arguments give two answers: draw no random numbers of your own.")
     which = f"trial {bad + 1} of {len(trials)}" + (f", {exercise.about(trials[bad])}" if exercise.about else "")
-    which += "; the trials before it agree" if bad > 1 else ""
+    which += "; those before it agree" if bad else ""
     raise Wrong(f"{name}: {_furthest(exercise, found[bad], right[bad])} ({which}).")
 
 

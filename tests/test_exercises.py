@@ -210,7 +210,7 @@ def test_the_trial_that_fails_is_told_apart_from_those_that_agree() -> None:
             a = a - (a + s * torch.tanh(a) - target) / (1 + s / torch.cosh(a) ** 2)
         return z_next - torch.outer(torch.tanh(a), u)
 
-    says("A2.inverse", newton, "(trial 4 of 5, with wᵀu = 39.0; the trials before it agree)")
+    says("A2.inverse", newton, "(trial 4 of 5, with wᵀu = 39.0; those before it agree)")
 
 
 def test_a_difference_that_six_digits_do_not_show_is_shown() -> None:
