@@ -7,6 +7,7 @@ import ast
 import inspect
 import io
 import math
+import numbers
 import sys
 import textwrap
 from collections.abc import Callable
@@ -204,6 +205,7 @@ class Exercise(NamedTuple):
     within: float = 1e-9
     evidence: Callable[[tuple[Any, ...], Tensor], str] | None = None
     package: tuple[str, ...] = ()  # functions of the package that the answer may call
+    about: Callable[[tuple[Any, ...]], str] | None = None  # what sets a trial apart, for one that fails
 
 
 class Wrong(AssertionError):
@@ -270,7 +272,11 @@ def _held(name: str, exercise: Exercise, answer: Callable[..., Any], seed: int) 
         and not _agree(right[0], right[1], 1e-6)
     ):
         raise Wrong(f"{name}: the answer does not depend on the input: it was the same in {len(trials)} trials.")
-    raise Wrong(f"{name}: {_furthest(exercise, found[bad], right[bad])} (trial {bad + 1} of {len(trials)}).")
+    if not _agree(_call(name, answer, trials[bad], exercise.package), found[bad], 1e-12):
+        raise Wrong(f"{name}: two calls with the same arguments give two answers: draw no random numbers of your own.")
+    which = f"trial {bad + 1} of {len(trials)}" + (f", {exercise.about(trials[bad])}" if exercise.about else "")
+    which += "; those before it agree" if bad else ""
+    raise Wrong(f"{name}: {_furthest(exercise, found[bad], right[bad])} ({which}).")
 
 
 def _call(name: str, answer: Callable[..., Any], trial: tuple[Any, ...], allowed: tuple[str, ...] = ()) -> tuple:
@@ -278,11 +284,12 @@ def _call(name: str, answer: Callable[..., Any], trial: tuple[Any, ...], allowed
     given = _copy(trial)
     try:
         values, called = watched(answer, given)
-    except NotImplementedError:
-        raise Wrong(f"{name}: not written yet.") from None
     except Exception as error:  # noqa: BLE001  (whatever a student's code raises is answered in a sentence)
-        line = _line_of(error)
-        raise Wrong(f"{name}: your code raised {type(error).__name__}: {error}{line}.") from None
+        said = str(error).strip().split("\n")[0].rstrip(".:")
+        if isinstance(error, NotImplementedError) and not said:  # torch raises it, too, with a text
+            raise Wrong(f"{name}: not written yet.") from None
+        shapes = f" The arguments have the shapes {_shapes(trial)}." if isinstance(error, RuntimeError) else ""
+        raise Wrong(f"{name}: your code raised {type(error).__name__}: {said}{_line_of(error)}.{shapes}") from None
     if called - set(allowed):
         names = ", ".join(sorted(called - set(allowed)))
         raise Wrong(f"{name}: this calls the package ({names}). Write the formula yourself.")
@@ -294,7 +301,7 @@ def _call(name: str, answer: Callable[..., Any], trial: tuple[Any, ...], allowed
 
 def _detached(value: Any) -> Any:
     """A tensor free of gradients; a plain number as a tensor ()."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):  # NumPy's numbers are Real
         return torch.tensor(float(value), dtype=torch.float64)
     return value.detach() if isinstance(value, Tensor) else value
 
@@ -322,6 +329,10 @@ def watched(answer: Callable[..., Any], given: tuple[Any, ...]) -> tuple[Any, se
     return values, called | set(getattr(answer, "called", ()))
 
 
+def _shapes(trial: tuple[Any, ...]) -> str:
+    return ", ".join(str(tuple(t.shape)) for t in trial if isinstance(t, Tensor))
+
+
 def _line_of(error: BaseException) -> str:
     trace, line = error.__traceback__, ""
     while trace is not None:
@@ -334,18 +345,19 @@ def _line_of(error: BaseException) -> str:
 def _form(name: str, exercise: Exercise, trial: tuple[Any, ...], values: tuple, wanted: tuple) -> None:
     """Say what is wrong with the kind, shape or dtype of the values, or that one is not a number."""
     if len(values) != len(wanted):
-        raise Wrong(f"{name}: return {len(wanted)} values, {', '.join(exercise.returns)}, not {len(values)}.")
+        many = "value" if len(wanted) == 1 else "values"
+        raise Wrong(f"{name}: return {len(wanted)} {many}, {', '.join(exercise.returns)}, not {len(values)}.")
     for what, value, expected in zip(exercise.returns, values, wanted, strict=True):
         if not isinstance(value, Tensor):
-            raise Wrong(f"{name}: {what} must be a torch tensor, this is {_kind(value)}.")
+            raise Wrong(f"{name}: {what} must be a torch tensor, this is {_kind(value)}")
         if value.shape != expected.shape:
-            shapes = ", ".join(str(tuple(t.shape)) for t in trial if isinstance(t, Tensor))
             raise Wrong(
-                f"{name}: {what} must have shape {tuple(expected.shape)} where the arguments have {shapes}; "
+                f"{name}: {what} must have shape {tuple(expected.shape)} where the arguments have {_shapes(trial)}; "
                 f"yours has {tuple(value.shape)}."
             )
         if value.dtype != expected.dtype:
-            raise Wrong(f"{name}: {what} must have the dtype of the arguments, {expected.dtype}, not {value.dtype}.")
+            like = "that of the arguments" if _shapes(trial) else "that of Python's numbers"
+            raise Wrong(f"{name}: {what} must have dtype {expected.dtype}, {like}, not {value.dtype}.")
         bad = ~torch.isfinite(value) & torch.isfinite(expected)
         if bad.any():
             at = [int(i) for i in bad.nonzero()[0]]
@@ -354,7 +366,7 @@ def _form(name: str, exercise: Exercise, trial: tuple[Any, ...], values: tuple, 
 
 
 def _kind(value: Any) -> str:
-    return "None: is a return missing?" if value is None else f"of type {type(value).__name__}"
+    return "None: is a return missing?" if value is None else f"of type {type(value).__name__}."
 
 
 def _furthest(exercise: Exercise, values: tuple, wanted: tuple) -> str:
@@ -364,7 +376,9 @@ def _furthest(exercise: Exercise, values: tuple, wanted: tuple) -> str:
             at = [int(i) for i in torch.unravel_index(off.argmax(), off.shape)]
             yours, right = value[tuple(at)].item(), expected[tuple(at)].item()
             where = f"at {at} " if at else ""
-            return f"{what} is furthest off {where}where yours is {yours:.6g} and {right:.6g} was to be found"
+            digits = 6 if f"{yours:.6g}" != f"{right:.6g}" else 12
+            found = f"yours is {yours:.{digits}g} and {right:.{digits}g} was to be found"
+            return f"{what} is furthest off {where}where {found}"
     return "the values disagree"
 
 
@@ -455,6 +469,10 @@ def _last_ladj(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tens
     return zK, last
 
 
+def _ladj_at_z0(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return _chain(z, w, u, b)[0], torch.stack([_ladj(z, *step) for step in zip(w, u, b, strict=True)]).sum(0)
+
+
 def _log_qK(z0: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     zK, total = _chain(z0, w, u, b)
     return zK, _log_normal(z0) - total
@@ -463,6 +481,13 @@ def _log_qK(z0: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, Tensor
 def _squares(z: Tensor, w: Tensor, u: Tensor, b: Tensor, h: float) -> Tensor:
     sides = [_step(z + h * side, w, u, b) - _step(z, w, u, b) for side in torch.eye(2, dtype=z.dtype)]
     return (sides[0][:, 0] * sides[1][:, 1] - sides[0][:, 1] * sides[1][:, 0]) / h**2
+
+
+def _middle(z: Tensor, w: Tensor, u: Tensor, b: Tensor, h: float) -> Tensor:
+    one, other = (
+        _step(z + h / 2 * side, w, u, b) - _step(z - h / 2 * side, w, u, b) for side in torch.eye(2, dtype=z.dtype)
+    )
+    return (one[:, 0] * other[:, 1] - one[:, 1] * other[:, 0]) / h**2
 
 
 def _step_trials(draw: Draw) -> list[tuple[Any, ...]]:
@@ -530,6 +555,7 @@ A1: dict[str, Exercise] = {
                 _chain(*a)[1].sum().expand(len(a[0])),
             ),
             "the steps in reverse order": lambda z, w, u, b: _chain(z, w.flip(0), u.flip(0), b.flip(0)),
+            "every step's log-determinant at z_0: the second step starts at z_1": _ladj_at_z0,
             "each step's log-determinant at the point where the step ends, not where it starts": lambda z, w, u, b: (
                 _chain(z, w, u, b)[0],
                 torch.stack(
@@ -559,6 +585,14 @@ A1: dict[str, Exercise] = {
                 _log_qK(*a)[0],
                 _log_qK(*a)[1] + _constant(a[0]) - math.log(2 * math.pi),
             ),
+            "log q_0 with −½ log 2π once: each of the D coordinates has one": lambda *a: (
+                _log_qK(*a)[0],
+                _log_qK(*a)[1] + _constant(a[0]) - 0.5 * math.log(2 * math.pi),
+            ),
+            "log q_0 with −zᵀz: the ½ is missing": lambda *a: (
+                _log_qK(*a)[0],
+                _log_qK(*a)[1] - _dot(a[0], a[0]) / 2,
+            ),
             "log q_0 without Σ ladj": lambda *a: (_log_qK(*a)[0], _log_normal(a[0])),
             "the density of steps that are not chained": lambda *a: (
                 _unchained(*a)[0],
@@ -579,6 +613,8 @@ A1: dict[str, Exercise] = {
             "the area divided by h instead of h²": lambda *a: _squares(*a).abs() * a[-1],
             "twice the ratio": lambda *a: 2 * _squares(*a).abs(),
             "half the ratio: that of a triangle": lambda *a: _squares(*a).abs() / 2,
+            "|det| by the formula: measure the square of side h instead": lambda *a: _det(*a[:4]).abs(),
+            "the ratio for a square with z at its middle: its corner is to be at z": lambda *a: _middle(*a).abs(),
         },
         ("ratio",),
         within=1e-6,
@@ -640,11 +676,7 @@ def _fixed_point(z_next: Tensor, w: Tensor, u: Tensor, b: Tensor, n: int = 100) 
 
 
 def _log_q_anywhere(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> Tensor:
-    total = z.new_zeros(len(z))
-    for k in reversed(range(len(w))):
-        z = _bisect(z, w[k], u[k], b[k])
-        total = total + torch.log(_det(z, w[k], u[k], b[k]).abs())
-    return _log_normal(z) - total
+    return _log_normal(_back(z, w, u, b)) - _sum_going_back(lambda *a: torch.log(_det(*a).abs()), z, w, u, b)
 
 
 def _pairs(draw: Draw) -> list[tuple[Any, ...]]:
@@ -666,6 +698,18 @@ def _safe_chains(draw: Draw) -> list[tuple[Any, ...]]:
         w, u = draw(K, D), draw(K, D)
         trials.append((draw(n, D), w, _u_hat(w, u), draw(K)))
     return trials
+
+
+def _s_of(trial: tuple[Any, ...]) -> str:
+    return f"with wᵀu = {trial[1] @ trial[2]:.1f}".replace("-", "−")
+
+
+def _sum_going_back(ladj: Callable[..., Tensor], z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> Tensor:
+    total = z.new_zeros(len(z))
+    for k in reversed(range(len(w))):
+        z = _bisect(z, w[k], u[k], b[k])
+        total = total + ladj(z, w[k], u[k], b[k])
+    return total
 
 
 def _lowest(trial: tuple[Any, ...], u_hat: Tensor) -> str:
@@ -705,6 +749,12 @@ A2: dict[str, Exercise] = {
             "û with m(s) in the place of m(s) − s: wᵀû is then s + m(s)": lambda w, u: (
                 u + (_m(_dot(w, u)) / _dot(w, w)).unsqueeze(-1) * w
             ),
+            "û with wᵀu summed over the whole batch": lambda w, u: (
+                u + ((_m((w * u).sum()) - (w * u).sum()) / (w * w).sum(-1, keepdim=True)) * w
+            ),
+            "û only where wᵀu < −1: m(s) is not s elsewhere, so û changes every u": lambda w, u: torch.where(
+                _dot(w, u).unsqueeze(-1) < -1, _u_hat(w, u), u
+            ),
             "û with the correction subtracted": lambda w, u: 2 * u - _u_hat(w, u),
             "û corrected along u instead of w": lambda w, u: (
                 u + ((_m(_dot(w, u)) - _dot(w, u)) / _dot(w, w)).unsqueeze(-1) * u
@@ -730,9 +780,10 @@ A2: dict[str, Exercise] = {
         ],
         _slack_ladj,
         {
-            "log(1 + wᵀû h′) with wᵀû taken from û: at s = −45 the slack is 3e-20, and 1 + wᵀû has rounded it away": (
+            "a slack that is rounded away: at s = −45 it is 3e-20, and 1 + wᵀû, 1 + m(s), log(1 + exp(s)) lose it": (
                 _recomputed
             ),
+            "the determinant itself, without the log": lambda *a: _slack_ladj(*a).exp(),
             "log(|1 + wᵀû h′| + 1e-8): no determinant can be smaller than 1e-8": lambda *a: torch.log(
                 _det(a[0], a[1], _u_hat(a[1], a[2]), a[3]).abs() + 1e-8
             ),
@@ -741,6 +792,7 @@ A2: dict[str, Exercise] = {
         },
         ("ladj",),
         within=1e-8,
+        about=_s_of,
     ),
     "A2.inverse": Exercise(
         _inverse_trials,
@@ -748,6 +800,11 @@ A2: dict[str, Exercise] = {
         {
             "z′ − u tanh(wᵀz′ + b): tanh belongs at z, which is not known yet": lambda *a: 2 * a[0] - _step(*a),
             "the forward step once more": _step,
+            "z′ + u tanh a: the step added u tanh a, its inverse takes it away": lambda *a: 2 * a[0] - _bisect(*a),
+            "the inverse without b": lambda z, w, u, b: _bisect(z, w, u, 0 * b),
+            "the inverse of the step with û: here u is used as it is given": lambda z, w, u, b: _bisect(
+                z, w, _u_hat(w, u), b
+            ),
             **{
                 f"the fixed-point iteration z ← z′ − u tanh(wᵀz + b) ({n} times): it diverges once wᵀu > 1": (
                     lambda z, w, u, b, n=n: _fixed_point(z, w, u, b, n)
@@ -757,6 +814,7 @@ A2: dict[str, Exercise] = {
         },
         ("z",),
         within=1e-6,
+        about=_s_of,
     ),
     "A2.log_qK": Exercise(
         _safe_chains,
@@ -767,6 +825,15 @@ A2: dict[str, Exercise] = {
             ),
             "log q_0 + Σ ladj: the sign is minus": lambda *a: 2 * _log_normal(_back(*a)) - _log_q_anywhere(*a),
             "log q_0 without Σ ladj": lambda *a: _log_normal(_back(*a)),
+            "Σ ladj with û, as exercise 4's function has it: here u is used as it is given": lambda *a: (
+                _log_normal(_back(*a)) - _sum_going_back(_slack_ladj, *a)
+            ),
+            "each step's log-determinant at the point where the step ends, not where it starts": lambda *a: (
+                _log_normal(_back(*a)) - _sum_going_back(lambda z, *step: _ladj(_step(z, *step), *step), *a)
+            ),
+            "log q_0 at z itself: it belongs where the way back ends": lambda *a: (
+                _log_normal(a[0]) - _sum_going_back(_ladj, *a)
+            ),
             "the steps undone in the order in which they were done: the last comes off first": lambda z, w, u, b: (
                 _log_q_anywhere(z, w.flip(0), u.flip(0), b.flip(0))
             ),
@@ -850,6 +917,13 @@ A3: dict[str, Exercise] = {
                 )
                 for eps in (1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12)
             },
+            "binary_cross_entropy of a rounded sigmoid: it cuts every log off at −100": lambda x, logits: (
+                -torch.nn.functional.binary_cross_entropy(torch.sigmoid(logits), x, reduction="none").sum(-1)
+            ),
+            "log-sigmoid of 1 − logit: 1 − p is the sigmoid of −logit": lambda x, logits: (
+                _dot(x, torch.nn.functional.logsigmoid(logits))
+                + _dot(1 - x, torch.nn.functional.logsigmoid(1 - logits))
+            ),
             "only the pixels that are on, x log p: (1 − x) log(1 − p) is missing": lambda x, logits: _dot(
                 x, torch.nn.functional.logsigmoid(logits)
             ),
@@ -873,6 +947,16 @@ A3: dict[str, Exercise] = {
             "log q_0 with the constant −log 2π, right for D = 2 only": lambda *a: (
                 _log_q0(*a) + _constant(a[0]) - math.log(2 * math.pi)
             ),
+            "log q_0 with −½ log 2π once: each of the D coordinates has one": lambda *a: (
+                _log_q0(*a) + _constant(a[0]) - 0.5 * math.log(2 * math.pi)
+            ),
+            "log q_0 with −log 2π for every D, and with Σ log σ² in the place of ½ Σ log σ²": lambda z, mu, logvar: (
+                _log_q0(z, mu, logvar) + _constant(z) - math.log(2 * math.pi) - logvar.sum(-1) / 2
+            ),
+            "log q_0 with the square divided by σ, not σ²": lambda z, mu, logvar: (
+                -_constant(z) - 0.5 * (logvar + (z - mu) ** 2 * torch.exp(-logvar / 2)).sum(-1)
+            ),
+            "the mean over the D coordinates, not the sum": lambda *a: _log_q0(*a) / a[0].shape[-1],
             "log q_0 without μ": lambda z, mu, logvar: _log_q0(z, 0 * mu, logvar),
             "the sign turned": lambda *a: -_log_q0(*a),
             "the sum over the whole batch": lambda *a: _log_q0(*a).sum(),
@@ -887,6 +971,9 @@ A3: dict[str, Exercise] = {
             "log p(z_K) without its constant −(D/2) log 2π": lambda z: _log_normal(z) + _constant(z),
             "log p(z_K) with the constant −log 2π, right for D = 2 only": lambda z: (
                 _log_normal(z) + _constant(z) - math.log(2 * math.pi)
+            ),
+            "log p(z_K) with −½ log 2π once: each of the D coordinates has one": lambda z: (
+                _log_normal(z) + _constant(z) - 0.5 * math.log(2 * math.pi)
             ),
             "log p(z_K) with −zᵀz: the ½ is missing": lambda z: _log_normal(z) - _dot(z, z) / 2,
             "the density, without the log": lambda z: _log_normal(z).exp(),
@@ -911,6 +998,9 @@ A3: dict[str, Exercise] = {
             "−ELBO, the loss": lambda *a: -_elbo(*a),
             "the mean over the batch: one number an image was asked for": lambda *a: _elbo(*a).mean(),
             "the sum over the batch": lambda *a: _elbo(*a).sum(),
+            "log p(x|z_K) − KL(q_0‖p) + Σ ladj: that KL has the prior at z_0": lambda *a: (
+                _log_px_z(a[0], a[1]) - _kl(a[4], a[5]) + a[6]
+            ),
             "the ELBO with Σ log σ² in the place of ½ Σ log σ²": lambda *a: _elbo(*a) + a[5].sum(-1) / 2,
         },
         ("elbo",),
@@ -922,6 +1012,15 @@ A3: dict[str, Exercise] = {
             "the KL with the wrong sign": lambda *a: -_kl(*a),
             "twice the KL: the ½ is missing": lambda *a: 2 * _kl(*a),
             "the KL with σ = exp(log σ²)": lambda mu, logvar: _kl(mu, 2 * logvar),
+            "the KL with σ in the place of σ²": lambda mu, logvar: (
+                _kl(mu, logvar) + 0.5 * (torch.exp(logvar / 2) - torch.exp(logvar)).sum(-1)
+            ),
+            "the KL with log σ² in the place of σ²": lambda mu, logvar: (
+                _kl(mu, logvar) + 0.5 * (logvar - torch.exp(logvar)).sum(-1)
+            ),
+            "KL(N(0, I)‖q_0), the other way round": lambda mu, logvar: (
+                0.5 * ((1 + mu**2) * torch.exp(-logvar) - 1 + logvar).sum(-1)
+            ),
             "the mean over the latent dimensions, not the sum": lambda mu, logvar: _kl(mu, logvar) / mu.shape[-1],
             "the mean over the batch: one number an image was asked for": lambda *a: _kl(*a).mean(),
             "the sum over the batch": lambda *a: _kl(*a).sum(),
@@ -966,6 +1065,15 @@ def _split_columns(heads: Tensor, D: int, K: int) -> tuple[Tensor, ...]:
     return mu, logvar, *(part.reshape(-1, D, K).transpose(1, 2) for part in (w, u)), b
 
 
+def _split_b_first(heads: Tensor, D: int, K: int) -> tuple[Tensor, ...]:
+    return _split(torch.cat([heads[:, : 2 * D], heads[:, 2 * D + K :], heads[:, 2 * D : 2 * D + K]], 1), D, K)
+
+
+def _split_by_step(heads: Tensor, D: int, K: int) -> tuple[Tensor, ...]:
+    steps = heads[:, 2 * D :].reshape(-1, K, 2 * D + 1)
+    return heads[:, :D], heads[:, D : 2 * D], steps[..., :D], steps[..., D:-1], steps[..., -1]
+
+
 def _draw_z0(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     return mu + torch.exp(logvar / 2) * eps
 
@@ -987,6 +1095,15 @@ def _own_unchained(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> tuple[Tensor, 
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
+def _own_sum_of_u(z: Tensor, w: Tensor, u: Tensor, b: Tensor) -> Tensor:
+    total = torch.zeros_like(z[:, 0])
+    for k in range(w.shape[1]):
+        h_prime = 1 - torch.tanh(_dot(w[:, k], z) + b[:, k]) ** 2
+        total = total + torch.log((1 + _dot(w[:, k], u[:, k]) * h_prime).abs())
+        z = _own_flow(z, w[:, k : k + 1], u[:, k : k + 1], b[:, k : k + 1])[0]
+    return total
+
+
 def _decoder(z: Tensor) -> Tensor:
     """Stands for a decoder: logits of six pixels, linear in z."""
     rows = torch.arange(z.shape[-1] * 6, dtype=z.dtype).reshape(z.shape[-1], 6)
@@ -1006,6 +1123,11 @@ def _own_elbo(*trial: Any, prior_at: str = "zK", decode_at: str = "zK") -> Tenso
     return _log_px_z(x, decode(at[decode_at])) + _log_normal(at[prior_at]) - _log_q0(z0, mu, logvar) + total
 
 
+def _own_log_px_z(*trial: Any) -> Tensor:
+    x, decode, mu, logvar, w, u, b, eps = trial
+    return _log_px_z(x, decode(_own_flow(_draw_z0(mu, logvar, eps), w, u, b)[0]))
+
+
 def _image_trials(draw: Draw) -> list[tuple[Any, ...]]:
     return [
         (draw.uniform(B, 6), _decoder, draw(B, D), draw(B, D), draw(B, K, D), draw(B, K, D), draw(B, K), draw(B, D))
@@ -1018,7 +1140,7 @@ def _check_generate(answer: Callable[..., Any], draw: Draw) -> str:
     name, n = answer.name, 20_000  # type: ignore[attr-defined]
     p = answer(_pixels_are_z, n, 2)
     if not isinstance(p, Tensor):
-        raise Wrong(f"{name}: the pictures must be a torch tensor, this is {_kind(p)}.")
+        raise Wrong(f"{name}: the pictures must be a torch tensor, this is {_kind(p)}")
     if p.shape != (n, 2):
         raise Wrong(f"{name}: n = {n} pictures of 2 pixels must have shape ({n}, 2); yours has {tuple(p.shape)}.")
     p = p.double()
@@ -1052,6 +1174,8 @@ A4: dict[str, Exercise | Callable[..., str]] = {
         {
             "w and u exchanged": _split_by("mluwb"),
             "μ and log σ² exchanged": _split_by("lmwub"),
+            "b read before w and u: it comes last": _split_b_first,
+            "w, u and b read step by step: all w come first, then all u, then all b": _split_by_step,
             "w and u filled column by column: a step's D numbers lie side by side": _split_columns,
         },
         ("mu", "logvar", "w", "u", "b"),
@@ -1072,6 +1196,10 @@ A4: dict[str, Exercise | Callable[..., str]] = {
         _own_flow,
         {
             "the flow with u in the place of û": lambda z, w, u, b: _own_flow(z, w, u, b, None),
+            "the flow with Σ ladj of u, though the points move by û": lambda z, w, u, b: (
+                _own_flow(z, w, u, b)[0],
+                _own_sum_of_u(z, w, u, b),
+            ),
             "the flow with the paper's û: the shifted one was asked for": lambda z, w, u, b: _own_flow(z, w, u, b, _m),
             "K steps that are not chained: each acts on z_0, all their log-determinants are added": _own_unchained,
             "the first image's flow for all images": lambda z, w, u, b: _own_flow(
@@ -1100,6 +1228,12 @@ A4: dict[str, Exercise | Callable[..., str]] = {
             "−ELBO, the loss": lambda *a: -_own_elbo(*a),
             "the mean over the batch: one number an image was asked for": lambda *a: _own_elbo(*a).mean(),
             "the ELBO with − Σ ladj": lambda *a: _own_elbo(*a) - 2 * _own_flow(_draw_z0(a[2], a[3], a[7]), *a[4:7])[1],
+            "the ELBO with the mean over pixels, not the sum": lambda *a: (
+                _own_elbo(*a) - (1 - 1 / a[0].shape[-1]) * _own_log_px_z(*a)
+            ),
+            "log p(x|z_K) − KL(q_0‖p) + Σ ladj: that KL has the prior at z_0": lambda *a: (
+                _own_log_px_z(*a) - _kl(a[2], a[3]) + _own_flow(_draw_z0(a[2], a[3], a[7]), *a[4:7])[1]
+            ),
             "the ELBO without Σ ladj": lambda *a: _own_elbo(*a) - _own_flow(_draw_z0(a[2], a[3], a[7]), *a[4:7])[1],
         },
         ("elbo",),
@@ -1113,6 +1247,12 @@ A4: dict[str, Exercise | Callable[..., str]] = {
             "the sum over the grid without the area of a cell": lambda log_joint, area: torch.logsumexp(log_joint, 0),
             "the mean over the grid, not the sum times the area": lambda log_joint, area: (
                 torch.logsumexp(log_joint, 0) - math.log(len(log_joint))
+            ),
+            "the mean over the grid times the area, not the sum": lambda log_joint, area: (
+                torch.logsumexp(log_joint, 0) - math.log(len(log_joint)) + math.log(area)
+            ),
+            "the log of the sum times the area: take the log of the area, too": lambda log_joint, area: (
+                torch.logsumexp(log_joint, 0) * area
             ),
             "log of a sum of exp that underflows: exp(−800) is 0": lambda log_joint, area: torch.log(
                 (torch.exp(log_joint) * area).sum(0)
@@ -1160,11 +1300,16 @@ def _gaussian_at(z: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor([0.5, -0.4], dtype=z.dtype), torch.log(torch.tensor([1.2, 0.3], dtype=z.dtype) ** 2)
 
 
+def _elbo_of_parts(x: Tensor, logits: Tensor, z0: Tensor, zK: Tensor, log_q0: Tensor, sum_ladj: Tensor) -> Tensor:
+    """The ELBO from the values of log q_0(z_0) and Σ ladj."""
+    return _log_px_z(x, logits) + _log_normal(zK) - log_q0 + sum_ladj
+
+
 def _number(name: str, value: Any) -> float:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Wrong(f"{name}: return one number, this is {_kind(value)}.")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise Wrong(f"{name}: return one number, this is {_kind(value)}")
     if math.isnan(value):
         raise Wrong(f"{name}: return one number, this is NaN.")
     return float(value)
@@ -1174,7 +1319,7 @@ def _check_lowest(answer: Callable[..., Any], draw: Draw) -> str:
     """Whether a measurement of the smallest wᵀû convicts wrong ones and acquits the right one."""
     name = answer.name  # type: ignore[attr-defined]
     right = _number(name, answer(_u_hat))
-    if not -1 - 1e-6 <= right < -0.5:
+    if not -1 - 1e-6 <= right < -0.9:
         where = "below −1, where no right û can be" if right < -1 else "far from −1: try larger u, and more of them"
         raise Wrong(f"{name}: for the right û you found {right:.3f}, {where}.")
     found = {}
@@ -1207,7 +1352,25 @@ A5: dict[str, Exercise | Callable[..., str]] = {
     "A5.u_hat": A2["A2.u_hat"],
     "A5.log_q0": A3["A3.log_q0"],
     "A5.chain": A1["A1.chain"],
-    "A5.elbo": A3["A3.elbo"],
+    "A5.elbo": Exercise(
+        lambda draw: [
+            (x, logits, z0, zK, _log_q0(z0, mu, logvar), sum_ladj)
+            for x, logits, z0, zK, mu, logvar, sum_ladj in _elbo_trials(draw)
+        ],
+        _elbo_of_parts,
+        {
+            "the ELBO with the prior at z_0: an objective without an upper bound": lambda *a: (
+                _elbo_of_parts(*a) - _log_normal(a[3]) + _log_normal(a[2])
+            ),
+            "the ELBO with − Σ ladj: −log q_K = −log q_0 + Σ ladj": lambda *a: _elbo_of_parts(*a) - 2 * a[-1],
+            "the ELBO without Σ ladj": lambda *a: _elbo_of_parts(*a) - a[-1],
+            "the ELBO with + log q_0": lambda *a: _elbo_of_parts(*a) + 2 * a[4],
+            "the ELBO without log q_0": lambda *a: _elbo_of_parts(*a) + a[4],
+            "−ELBO, the loss": lambda *a: -_elbo_of_parts(*a),
+            "the mean over the batch: one number an image was asked for": lambda *a: _elbo_of_parts(*a).mean(),
+        },
+        ("elbo",),
+    ),
     "A5.lowest": _check_lowest,
     "A5.mass": _check_mass,
     "A5.share_above": Exercise(
@@ -1216,6 +1379,10 @@ A5: dict[str, Exercise | Callable[..., str]] = {
         {
             "the share above log p(x) itself: a draw may exceed it, by 3 nats only rarely": lambda claims, log_px: (
                 (claims > log_px).double().mean()
+            ),
+            "the share above log p(x) − 3": lambda claims, log_px: (claims > log_px - 3).double().mean(),
+            "the share further than 3 nats from log p(x), on either side": lambda claims, log_px: (
+                ((claims - log_px).abs() > 3).double().mean()
             ),
             "the share that lies below": lambda claims, log_px: (claims <= log_px + 3).double().mean(),
             "the number of draws, not their share": lambda claims, log_px: (claims > log_px + 3).double().sum(),
@@ -1248,6 +1415,29 @@ def _difference(runs: Any, arm: str, other: str, quantity: str) -> tuple[Tensor,
     return a.mean() - b.mean(), torch.sqrt(a.var() / len(a) + b.var() / len(b))
 
 
+def _pooled(a: Tensor, b: Tensor) -> Tensor:
+    squares = ((a - a.mean()) ** 2).sum() + ((b - b.mean()) ** 2).sum()
+    return torch.sqrt(squares / (len(a) + len(b) - 2) * (1 / len(a) + 1 / len(b)))
+
+
+def _paired(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    n = min(len(a), len(b))
+    return (a[:n] - b[:n]).mean(), (a[:n] - b[:n]).std() / n**0.5
+
+
+def _seeds_trials(draw: Draw) -> list[tuple[float, float]]:
+    """A difference and a deviation; 8 (deviation/difference)² is halfway between whole numbers, safe from rounding."""
+    trials = []
+    for few, sign in ((1, -1), (3, 1), (12, 1), (300, -1)):
+        n, difference = few + int(few * draw.uniform().item()), 0.2 + 3 * draw.uniform().item()
+        trials.append((sign * difference, difference * math.sqrt((n - 0.5) / 8)))
+    return trials
+
+
+def _whole(n: float) -> Tensor:
+    return torch.tensor(float(math.ceil(n)), dtype=torch.float64)
+
+
 def _made_runs(draw: Draw) -> list[dict[str, Any]]:
     """Runs of a made-up sweep: two arms with three seeds, one with four, in no order."""
     runs = [
@@ -1274,8 +1464,8 @@ A6: dict[str, Exercise | Callable[..., str]] = {
             ),
             "the variance, not the deviation": lambda *a: (_over_seeds(*a)[0], _of(*a).var()),
             "mean and deviation over all arms": lambda runs, arm, quantity: (
-                torch.tensor([run[quantity] for run in runs]).double().mean(),
-                torch.tensor([run[quantity] for run in runs]).double().std(),
+                torch.tensor([run[quantity] for run in runs], dtype=torch.float64).mean(),
+                torch.tensor([run[quantity] for run in runs], dtype=torch.float64).std(),
             ),
         },
         ("mean", "deviation"),
@@ -1297,6 +1487,16 @@ A6: dict[str, Exercise | Callable[..., str]] = {
                 _difference(runs, a, b, q)[0],
                 torch.sqrt(_of(runs, a, q).var() + _of(runs, b, q).var()),
             ),
+            "the sum of the two deviations: independent errors add up in squares, and √n is missing": (
+                lambda runs, a, b, q: (_difference(runs, a, b, q)[0], _of(runs, a, q).std() + _of(runs, b, q).std())
+            ),
+            "one deviation pooled from both arms: each arm is to have its own": lambda runs, a, b, q: (
+                _difference(runs, a, b, q)[0],
+                _pooled(_of(runs, a, q), _of(runs, b, q)),
+            ),
+            "the mean of differences seed by seed: seeds of two arms are no pairs": lambda runs, a, b, q: _paired(
+                *(_of(runs, name, q) for name in (a, b))
+            ),
             "the error of the first arm alone": lambda runs, a, b, q: (
                 _difference(runs, a, b, q)[0],
                 _of(runs, a, q).std() / len(_of(runs, a, q)) ** 0.5,
@@ -1313,25 +1513,38 @@ A6: dict[str, Exercise | Callable[..., str]] = {
             "the shift without z_0": lambda z0, u, b: (u * torch.tanh(b).unsqueeze(-1)).sum(1),
             "the mean over the K steps, not their sum": lambda z0, u, b: z0 + (u * torch.tanh(b).unsqueeze(-1)).mean(1),
             "one step only": lambda z0, u, b: z0 + u[:, 0] * torch.tanh(b[:, 0]).unsqueeze(-1),
+            "the last step only: each step starts where the one before has ended": lambda z0, u, b: (
+                z0 + u[:, -1] * torch.tanh(b[:, -1]).unsqueeze(-1)
+            ),
+            "one tanh of the sums: each step has its own tanh b": lambda z0, u, b: (
+                z0 + u.sum(1) * torch.tanh(b.sum(1)).unsqueeze(-1)
+            ),
+            "the first image's shift for all images": lambda z0, u, b: z0 + torch.tanh(b[0]) @ u[0],
         },
         ("zK",),
     ),
     "A6.seeds_needed": Exercise(
-        lambda draw: [(-5.0, 0.6), (0.3, 0.7), (1.0, 1.0), (-0.06, 0.4)],
-        lambda difference, deviation: torch.tensor(float(math.ceil(8 * (deviation / difference) ** 2 - 1e-9))).double(),
+        _seeds_trials,
+        lambda difference, deviation: _whole(8 * (deviation / difference) ** 2),
         {
-            "the seeds for one standard error: two were asked for": lambda difference, deviation: torch.tensor(
-                float(math.ceil(2 * (deviation / difference) ** 2 - 1e-9))
-            ).double(),
+            "the seeds for one standard error: two were asked for": lambda difference, deviation: _whole(
+                2 * (deviation / difference) ** 2
+            ),
             "the error of one arm: both have one, so its square is 2 deviation²/n": lambda difference, deviation: (
-                torch.tensor(float(math.ceil(4 * (deviation / difference) ** 2 - 1e-9))).double()
+                _whole(4 * (deviation / difference) ** 2)
             ),
             "a number that is not rounded up": lambda difference, deviation: torch.tensor(
-                8 * (deviation / difference) ** 2
-            ).double(),
-            "a count without the square: the error falls like 1/√n": lambda difference, deviation: torch.tensor(
-                float(math.ceil(8 * deviation / abs(difference) - 1e-9))
-            ).double(),
+                8 * (deviation / difference) ** 2, dtype=torch.float64
+            ),
+            "a number that is rounded down: it leaves the difference below two errors": lambda difference, deviation: (
+                _whole(8 * (deviation / difference) ** 2 - 1)
+            ),
+            "a count without the square: the error falls like 1/√n": lambda difference, deviation: _whole(
+                8 * deviation / abs(difference)
+            ),
+            "at least 2: the deviation is given, so n may be 1": lambda difference, deviation: _whole(
+                max(2.0, 8 * (deviation / difference) ** 2)
+            ),
         },
         ("n",),
     ),

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,6 +130,12 @@ STYLES: list[tuple[str, Callable]] = [
     ("A3.log_pz", lambda z: -0.5 * torch.einsum("bd,bd->b", z, z) - z.shape[1] / 2 * math.log(2 * math.pi)),
     ("A3.kl", lambda mu, logvar: 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(-1)),
     ("A3.log_mean_exp", lambda draws: torch.logsumexp(draws, 0) - math.log(len(draws))),
+    ("A5.elbo", lambda x, logits, z0, zK, log_q0, sum_ladj: torch.stack(
+        [Bernoulli(logits=l, validate_args=False).log_prob(x_).sum() + Normal(0.0, 1.0).log_prob(z).sum()
+         for x_, l, z in zip(x, logits, zK, strict=True)]) - log_q0 + sum_ladj),
+    ("A6.seeds_needed", lambda difference, deviation: math.ceil((2 * math.sqrt(2) * deviation / difference) ** 2)),
+    ("A6.seeds_needed", lambda difference, deviation: next(
+        n for n in range(1, 9999) if abs(difference) >= 2 * deviation * math.sqrt(2 / n))),
 ]  # fmt: skip
 
 
@@ -163,13 +170,15 @@ def test_what_is_no_answer_is_told_in_a_sentence() -> None:
     says("A1.step", lambda *a: None, "is None: is a return missing?")
     says("A1.step", lambda *a: step(*a).numpy(), "must be a torch tensor, this is of type ndarray")
     says(
-        "A1.step", lambda *a: step(*a).float(), "must have the dtype of the arguments, torch.float64, not torch.float32"
+        "A1.step",
+        lambda *a: step(*a).float(),
+        "must have dtype torch.float64, that of the arguments, not torch.float32",
     )
     says("A1.step", lambda *a: step(*a).T, "must have shape (7, 2) where the arguments have (7, 2), (2,), (2,), ()")
     says("A1.step", lambda *a: step(*a) * math.nan, "z_next is nan at [0, 0], and ")
     says("A1.step", lambda z, w: z, "your code raised TypeError")
     says("A1.step", lambda *a: 1 / 0, "your code raised ZeroDivisionError: division by zero")
-    says("A1.step", lambda *a: (step(*a), 1), "return 1 values, z_next, not 2")
+    says("A1.step", lambda *a: (step(*a), 1), "return 1 value, z_next, not 2")
     says("A1.chain", lambda *a: step(a[0], a[1][0], a[2][0], a[3][0]), "return 2 values, zK, sum_ladj, not 1")
     says("A1.step", lambda *a: step(*a) + 0.25, "z_next is furthest off at [")
     says("A3.log_pz", lambda z: torch.full((len(z),), -1.8).double(), "log_pz is furthest off at [")
@@ -177,6 +186,38 @@ def test_what_is_no_answer_is_told_in_a_sentence() -> None:
     with pytest.raises(ValueError, match="name must be one of A1.step, "):
         check("A9", step)
     says("A1.ladj", lambda *a: ladj(*a) + 1e-6, "ladj is furthest off")
+
+
+def test_what_torch_raises_is_told_in_one_line_with_the_shapes() -> None:
+    says("A5.share_above", lambda claims, log_px: (claims > log_px + 3).mean(), "your code raised ")  # torch's own
+    says(
+        "A1.step", lambda z, w, u, b: z + u * torch.tanh(z @ w + b), "The arguments have the shapes (7, 2), (2,), (2,)"
+    )
+    with pytest.raises(Wrong) as caught:
+        check("A3.log_px_z", lambda x, logits: Bernoulli(logits=logits).log_prob(x).sum(-1))
+    assert "your code raised ValueError: Expected value" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_draws_of_ones_own_are_told() -> None:
+    says("A4.draw", lambda mu, logvar, eps: mu + (logvar / 2).exp() * torch.randn_like(mu), "two calls with the same")
+
+
+def test_the_trial_that_fails_is_told_apart_from_those_that_agree() -> None:
+    def newton(z_next: Tensor, w: Tensor, u: Tensor, b: Tensor) -> Tensor:
+        s, target = w @ u, z_next @ w + b
+        a = target
+        for _ in range(60):
+            a = a - (a + s * torch.tanh(a) - target) / (1 + s / torch.cosh(a) ** 2)
+        return z_next - torch.outer(torch.tanh(a), u)
+
+    says("A2.inverse", newton, "(trial 4 of 5, with wᵀu = 39.0; those before it agree)")
+
+
+def test_a_difference_that_six_digits_do_not_show_is_shown() -> None:
+    with pytest.raises(Wrong) as caught:
+        check("A2.u_hat", lambda w, u: EXERCISES["A2.u_hat"].right(w, u) + 1e-8)
+    yours, right = re.search(r"yours is (\S+) and (\S+) was", str(caught.value)).groups()
+    assert yours != right
 
 
 def test_a_constant_is_told_to_be_one() -> None:
@@ -245,7 +286,8 @@ def test_a_measurement_must_convict_the_wrong_and_acquit_the_right() -> None:
     w, u = 0.3 * torch.randn(2000, 2).double(), 5 * torch.randn(2000, 2).double()
     check("A5.lowest", lambda u_hat: (w * u_hat(w, u)).sum(-1).min())
     check("A5.lowest", lambda u_hat: float((w * u_hat(w, u)).sum(-1).min()))
-    says("A5.lowest", lambda u_hat: -0.9, "û by ‖w‖ is not convicted: you found −0.900".replace("−0", "-0"))
+    says("A5.lowest", lambda u_hat: -0.95, "û by ‖w‖ is not convicted: you found -0.950")
+    says("A5.lowest", lambda u_hat: -0.67, "far from −1: try larger u")
     says("A5.lowest", lambda u_hat: (w * u_hat(w, u)).sum(-1).max(), "far from −1")
     says("A5.lowest", lambda u_hat: -2.0, "below −1, where no right û can be")
     says("A5.lowest", lambda u_hat: w, "return one number")
@@ -275,6 +317,13 @@ def test_the_package_is_what_a4_may_call_for_u_hat_and_for_nothing_else() -> Non
     says("A4.flow", planar.planar_chain, "this calls the package (planar_chain)")
 
 
-def test_a_number_may_be_pythons_own() -> None:
+def test_a_number_may_be_pythons_own_or_numpys() -> None:
+    def over_seeds(runs: list[dict], arm: str, quantity: str) -> tuple[np.float64, np.float64]:
+        values = np.array([run[quantity] for run in runs if run["arm"] == arm])
+        return values.mean(), values.std(ddof=1)
+
+    check("A6.over_seeds", over_seeds)
+    check("A6.seeds_needed", lambda difference, deviation: np.int64(np.ceil(8 * (deviation / difference) ** 2)))
     check("A6.seeds_needed", lambda difference, deviation: math.ceil(8 * (deviation / difference) ** 2))
+    says("A6.over_seeds", lambda runs, arm, quantity: tuple(torch.zeros(2)), "torch.float64, that of Python's numbers")
     says("A6.seeds_needed", lambda difference, deviation: True, "n must be a torch tensor, this is of type bool")

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -279,6 +280,9 @@ def test_messages_keep_values_and_carry_nothing_that_runs() -> None:
     values = (1, 2.5, True, None, "û", torch.randn(2, 3).double(), torch.tensor(3), torch.zeros(0, 2), {"a": (1,)})
     back = student.decode(student.encode(values))
     assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(values, back, strict=True))
+    for number in (np.float64(2.5), np.float32(2.5), np.int64(2)):  # in the notebook's check they are numbers
+        assert student.decode(student.encode(number)) == number.item()
+        assert type(student.decode(student.encode(number))) is type(number.item())
     assert type(student.decode(student.encode(open))).__name__ == "builtin_function_or_method"
     for bad in ({"t": "", "dtype": "load", "shape": []}, {"t": "AAAA", "dtype": "float64", "shape": [9]}, 3):
         with pytest.raises((ValueError, RuntimeError)):

@@ -56,7 +56,8 @@ def page(student: str, assignment: str, master: dict[str, Any] | None, result: d
     waiting = sum(v["points"] is None for v in cells.values())
     parts = [f"<h1>{html.escape(assignment)}: {html.escape(student)}</h1>"]
     parts.append(
-        f"<p><strong>{total:g} of {of:g} points</strong>" + f", {waiting} answers to be marked" * bool(waiting)
+        f"<p><strong>{total:g} of {of:g} points</strong>"
+        + f", {waiting} answer{'s' * (waiting > 1)} to be marked" * bool(waiting)
     )
     parts.append(f"</p><p>Your notebook {html.escape(result['status'])}. {html.escape(note)}</p>")
     if result["notes"]:
@@ -67,16 +68,18 @@ def page(student: str, assignment: str, master: dict[str, Any] | None, result: d
         if cell["cell_type"] == "markdown" and not marks:
             text = "".join(cell["source"])
         if marks.get("grade") and marks["grade_id"] in cells:
-            parts += [markdown(text) if text.startswith("## ") else "", _verdict(cells[marks["grade_id"]])]
+            parts += [
+                markdown(text) if text.startswith("## ") else "",
+                _verdict(cells[marks["grade_id"]], cell["cell_type"] == "code"),
+            ]
             text = ""
     body = "\n".join(parts)
     head = f'<meta charset="utf-8"><title>{html.escape(assignment)} {html.escape(student)}</title>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n'
 
 
-def _verdict(verdict: dict[str, Any]) -> str:
-    points, code = verdict["points"], "def " in verdict["text"]
-    text = verdict["text"]
+def _verdict(verdict: dict[str, Any], code: bool) -> str:
+    points, text = verdict["points"], verdict["text"]
     shown = f"<pre>{html.escape(text)}</pre>" if code or not text else markdown(text)
     given = "to be marked" if points is None else f"{points:g} of {verdict['of']:g} points"
     kind = "right" if points == verdict["of"] else "wrong"

@@ -269,10 +269,16 @@ class Proxy:
 
 def _as_error(answer: dict[str, Any]) -> Exception:
     name = re.sub(r"\W", "", str(answer.get("error")))[:60] or "Error"
-    if name == "NotImplementedError":
+    if _unwritten(answer):
         return NotImplementedError()
     line = f" (line {answer['line']} of the cell)" if answer.get("line") else ""
-    return type(name, (Exception,), {})(f"{str(answer.get('message'))[:500]}{line}")
+    base = RuntimeError if name == "RuntimeError" else Exception
+    return type(name, (base,), {})(f"{str(answer.get('message'))[:500]}{line}")
+
+
+def _unwritten(answer: dict[str, Any]) -> bool:
+    """Whether this is the error of a stub; torch's own NotImplementedError has a text."""
+    return answer.get("error") == "NotImplementedError" and not answer.get("message")
 
 
 def judge(code: str, person: Student) -> str:
@@ -345,7 +351,7 @@ def grade(submission: Submission, master: dict[str, Any], room: Room, limits: Li
                 continue
             if name not in tests or source(cell).strip() != blank[name]:
                 answer = person.ask({"run": source(cell)})
-                if "error" in answer and answer.get("error") != "NotImplementedError":
+                if "error" in answer and not _unwritten(answer):
                     notes.append(f"cell {number}: {answer.get('error')}: {str(answer.get('message'))[:200]}")
             if name in tests and says.get(name, "-"):
                 says[name] = judge(tests[name], person)

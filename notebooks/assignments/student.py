@@ -75,13 +75,14 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
 
 def encode(value: Any, depth: int = 0) -> Any:
     """Return a value as JSON: numbers, text, tensors, arrays, lists and dicts; anything else by its type's name."""
+    value = value.item() if isinstance(value, np.generic) else value  # a number of NumPy's is a number
     if value is None or isinstance(value, bool | str) or type(value) in (int, float):
         return {"v": value}
     if isinstance(value, torch.Tensor) and not value.is_complex():
         array = value.detach().cpu().contiguous()
         name, data = str(array.dtype).removeprefix("torch."), array.reshape(-1).view(torch.uint8).numpy().tobytes()
         return {"t": base64.b64encode(data).decode(), "dtype": name, "shape": list(array.shape)}
-    if isinstance(value, np.ndarray | np.generic):
+    if isinstance(value, np.ndarray):
         return (
             {"a": encode(torch.as_tensor(np.asarray(value).copy()))} if value.dtype.kind in "fiub" else {"o": "ndarray"}
         )
