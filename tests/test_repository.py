@@ -91,6 +91,7 @@ def test_make_and_ci_call_the_same_commands() -> None:
         "book-test",
         "browser",
         "assignments",
+        "handout",
         "grade",
         "clean",
         "help",
@@ -213,20 +214,24 @@ def test_no_file_names_a_machine_or_a_placeholder() -> None:
         assert "\r" not in text and "\t" not in text.replace("\n\t", "\n") or path.name == "Makefile", path.name
 
 
-def formula_sheet() -> list[list[str]]:
+def formula_sheet() -> tuple[list[list[str]], list[list[str]]]:
+    """The rows of the two tables: number, notebook, equation, function; and number, test."""
     cells = json.loads((ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))["cells"]
-    sheet = next(c for c in cells if c["cell_type"] == "markdown" and "formula sheet" in "".join(c["source"]).lower())
+    (sheet,) = ("".join(c["source"]) for c in cells if "".join(c["source"]).startswith("## Formula sheet"))
+    tables = re.findall(r"(?:^\|.*\n)+", sheet, flags=re.M)
     rows = [
-        line.strip().strip("|").split("|") for line in "".join(sheet["source"]).splitlines() if line.startswith("|")
+        [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()[2:]]
+        for table in tables
     ]
-    return [[cell.strip() for cell in row] for row in rows[2:]]
+    return rows[0], rows[1]
 
 
 def test_the_formula_sheet_names_functions_tests_and_notebooks_that_exist() -> None:
-    rows = formula_sheet()
-    assert len(rows) >= 12
-    for row in rows:
-        _, function, test, notebook = row
+    formulae, tests = formula_sheet()
+    assert len(formulae) >= 12
+    for number, (formula, tested) in enumerate(zip(formulae, tests, strict=True), 1):
+        (one, notebook, _, function), (other, test) = formula, tested
+        assert one == other == str(number), f"the sheet's two tables differ at {one} and {other}"
         for name in re.findall(r"`([\w.]+)`", function):
             module, *attributes = name.split(".")
             found = importlib.import_module(f"planar_helpers.{module}")
