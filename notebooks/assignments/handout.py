@@ -1,7 +1,7 @@
 """Write one page to print, without answers and without a network (`make handout N=02`).
 
-Of a notebook: its boxed formulae, its "Your turn" and its questions, with room to write. Of 00: the table of symbols and
-the formula sheet. Of an assignment, such as A1: the student copy.
+Of a notebook: its boxed formulae, its "Your turn" and its questions, with room to write. Of 00: the table of symbols
+and the formula sheet. Of an assignment, such as A1: the student copy.
 """
 
 import argparse
@@ -29,7 +29,7 @@ table { font-size: 9.5pt; width: 100%; } .from { color: #666; font-size: 9pt; ma
 )
 ASKED = ("Your turn", "Questions")
 FOLDED = r"<details>\s*<summary>(.*?)</summary>(.*?)</details>"
-ANSWERS = ("Answer", "Solution", "Their tests", "Data, and where things go")
+ANSWERS = ("Answer", "Solution", "Their functions", "Data, and where things go")
 
 
 def sections(cells: list[dict]) -> list[tuple[str, str]]:
