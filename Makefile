@@ -24,7 +24,7 @@ BUILD ?= $(or $(PLANAR_FIGURES),$(CURDIR)/build)
 CLEAN := env -u PYTHONPATH -u PYTHONWARNINGS -u MPLBACKEND OMP_NUM_THREADS=1 HYPOTHESIS_STORAGE_DIRECTORY="$(BUILD)/hypothesis"
 
 .DEFAULT_GOAL := help
-.PHONY: help environment figures test lab notebooks readme sweep bench mutants stress versions browser assignments grade book book-test clean
+.PHONY: help environment figures test lab notebooks readme sweep bench mutants stress versions browser assignments handout grade book book-test clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' "$(firstword $(MAKEFILE_LIST))" | sed -E 's/:.*## /\t/' | expand -t 12
@@ -88,6 +88,12 @@ browser: environment  ## Use the playground and `make lab` in a real browser (ne
 
 assignments: environment  ## Write the student copies of the assignments (PRIVATE=number TO=folder: a private variant)
 	"$(BIN)/python" notebooks/assignments/release.py $(if $(PRIVATE),--private "$(PRIVATE)" --to "$(TO)")
+
+# N: a notebook's number (its formulae and questions), 00 (the formula sheet), or an assignment's, such as A1
+N ?=
+handout: environment  ## Write a page to print, without answers, into build/handouts/ (N=02, N=00 the formula sheet, N=A1)
+	@"$(BIN)/python" -c 'import latex2mathml' 2>/dev/null || "$(BIN)/python" -m pip install -qq $(PIN) "latex2mathml>=3.77"
+	"$(BIN)/python" notebooks/assignments/handout.py "$(N)"
 
 # MASTERS: a private variant's folder. Formulas in the feedback, and nbgrader for those who use it, are an extra.
 SUBMISSIONS ?=

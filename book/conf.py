@@ -69,7 +69,7 @@ def offer_the_notebook(app: Sphinx, page: str, template: str, context: dict, doc
     if path.is_file():
         up = "../" * page.count("/")
         link = f'<a href="{up}_notebooks/{path.name}" download>Download this notebook</a>'
-        run = f'<a href="{up}README.html#two-commands">how to run it</a>'
+        run = f'<a href="{up}README.html#three-doors">how to run it</a>'
         context["body"] = f'<p class="notebook-links">{link}, and see {run}.</p>\n{context["body"]}'
 
 

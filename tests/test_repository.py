@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "planar_helpers").glob("*.py"))
@@ -91,6 +92,7 @@ def test_make_and_ci_call_the_same_commands() -> None:
         "book-test",
         "browser",
         "assignments",
+        "handout",
         "grade",
         "clean",
         "help",
@@ -213,27 +215,31 @@ def test_no_file_names_a_machine_or_a_placeholder() -> None:
         assert "\r" not in text and "\t" not in text.replace("\n\t", "\n") or path.name == "Makefile", path.name
 
 
-def formula_sheet() -> list[list[str]]:
+def formula_sheet() -> tuple[list[list[str]], list[list[str]]]:
+    """The rows of the two tables: number, notebook, equation; and number, functions and test."""
     cells = json.loads((ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))["cells"]
-    sheet = next(c for c in cells if c["cell_type"] == "markdown" and "formula sheet" in "".join(c["source"]).lower())
+    (sheet,) = ("".join(c["source"]) for c in cells if "".join(c["source"]).startswith("## Formula sheet"))
+    tables = re.findall(r"(?:^\|.*\n)+", sheet, flags=re.M)
     rows = [
-        line.strip().strip("|").split("|") for line in "".join(sheet["source"]).splitlines() if line.startswith("|")
+        [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()[2:]]
+        for table in tables
     ]
-    return [[cell.strip() for cell in row] for row in rows[2:]]
+    return rows[0], rows[1]
 
 
 def test_the_formula_sheet_names_functions_tests_and_notebooks_that_exist() -> None:
-    rows = formula_sheet()
-    assert len(rows) >= 12
-    for row in rows:
-        _, function, test, notebook = row
-        for name in re.findall(r"`([\w.]+)`", function):
+    formulae, tests = formula_sheet()
+    assert len(formulae) >= 12
+    for number, (formula, tested) in enumerate(zip(formulae, tests, strict=True), 1):
+        (one, notebook, _), (other, code) = formula, tested
+        assert one == other == str(number), f"the sheet's two tables differ at {one} and {other}"
+        functions, file, case = re.fullmatch(r"(.+); `(\w+)` `(\w+)`", code).groups()
+        for name in re.findall(r"`([\w.]+)`", functions):
             module, *attributes = name.split(".")
             found = importlib.import_module(f"planar_helpers.{module}")
             for attribute in attributes:
                 found = inspect.getattr_static(found, attribute)
-        file, case = re.fullmatch(r"`(\w+)::(\w+)`", test).groups()
-        assert f"def {case}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), f"{test} is not there"
+        assert f"def {case}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), f"{case} is not there"
         (target,) = re.findall(r"\((\w+\.ipynb)\)", notebook)
         assert (ROOT / "notebooks" / target).is_file()
 
@@ -246,3 +252,18 @@ def test_links_of_the_readmes_resolve(name: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), f"{name} links to {target}, which is not there"
+
+
+def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, flow = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    (tmp_path / "my_images").mkdir()
+    for i in range(30):
+        Image.effect_noise((40, 30), 60 + i).save(tmp_path / "my_images" / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PLANAR_RUNS", str(tmp_path / "runs"))
+    found: dict[str, object] = {}
+    exec(compile(own, "README.md", "exec"), found)
+    assert len(found["mine"].train) == 27 and found["history"].test.elbo.isfinite().all()
+    assert any((tmp_path / "runs").glob("K3-*.pt"))
+    exec(compile(flow, "README.md", "exec"), found)
+    assert found["kl"].shape == (64,) and all(found[name].grad.isfinite().all() for name in ("mu", "w", "u", "b"))
