@@ -360,7 +360,8 @@ def the_link_holds_the_state(browser: Any) -> Iterator[str]:
     page.wait_for_timeout(6500)
     state, link = state_of(page), page.locator(".planar a").get_attribute("href")
     other = open_page(browser, spread_of_one_step(), DESKTOP, hash=link)
-    yield "" if state_of(other) == state and len(state["b"]) == 4 else "the link does not lead to the same state"
+    same = state and state_of(other) == state and len(state["b"]) == 4
+    yield "" if same else "the link does not lead to the same state"
     page.mouse.move(0, 0)
     shown, again = (torch.tensor(p.evaluate(
         "[...document.querySelector('.planar-plane').getContext('2d').getImageData(0, 0, 400, 400).data]"
