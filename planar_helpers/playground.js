@@ -275,8 +275,8 @@ const EXAMPLES = {
   Slide: [() => flow([90, 1.5, 0, 1.7, 0]), "u lies along the line: the two sides slide past each other. The shape " +
     "bends, but no area changes."],
   Fold: [() => ({ ...flow([25, 1.5, -2.4, 0.5, 0]), constraint: "none" }), "u pushes too hard, and the plane folds: " +
-    "in the red region three points land on one place, and their densities add up. With û on, which is the smallest " +
-    "change of u that forbids this, nothing folds."],
+    "in the red region three points land on one place. With û on, nothing folds: û is u, with the least change " +
+    "that forbids it."],
   Chain: [() => flow([90, 2.5, 1.2, 0, 0], [0, 1, 0, 1.5, 0], [0, 2.5, 1, 0, 0.5], [60, 1.2, -0.6, 0, 0.6]), "Four " +
     "steps, one after the other. Each bends what the one before it made. Choose a step, and take its handles."],
   Learn: [() => ({ ...flow(...Array(8).fill([0, 1, 0.01, 0, 0])), w: draws(8, "gaussian", random(5e6)), target: 2 }),
