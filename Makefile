@@ -83,6 +83,7 @@ book-test: book  ## Read the book in a real browser, without a network (needs Ch
 browser: environment  ## Use the playground and `make lab` in a real browser (needs Chromium)
 	"$(BIN)/python" -m pip install -qq -e ".[browser]"
 	"$(BIN)/python" tests/browser_playground.py
+	"$(BIN)/python" tests/browser_playground.py --mutants
 	"$(BIN)/python" tests/browser_panel.py
 	"$(BIN)/python" tests/browser_panel.py --lab
 

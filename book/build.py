@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SOURCE, SITE = ROOT / "build" / "book-source", ROOT / "build" / "book"
 PAGES = ("README.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "constraints.txt", "Makefile", "tests/README.md")
+TO_THE_PLAYGROUND = r"\]\((#the-playground|\.\./\.\./deployments/github-pages)\)"
 STEP = {"w": [[1.8126, 0.8452]], "u": [[1.2688, 0.5917]], "b": [0]}
 START = {**STEP, "constraint": "shifted", "base": "gaussian", "target": 0, "t": 0}
 
@@ -102,15 +103,10 @@ def stage() -> None:
     shutil.copytree(HERE / "static", SOURCE / "static")
     (SOURCE / "playground.html").write_text(playground(), encoding="utf-8")
     (SOURCE / "names.json").write_text(json.dumps(write_api()), encoding="utf-8")
-    index = (HERE / "index.md").read_text(encoding="utf-8")
-    for caption, folder in (("Deeper", "deeper"), ("Assignments", "assignments")):
-        pages = sorted(
-            (SOURCE / "notebooks" / folder).glob("*.[im][pd]*"), key=lambda page: (page.suffix == ".ipynb", page)
-        )
-        names = "\n".join(f"{page.relative_to(SOURCE).with_suffix('')}" for page in pages)
-        index += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n{names}\n```\n"
-    (SOURCE / "index.md").write_text(index, encoding="utf-8")
-    shutil.copy(HERE / "references.md", SOURCE)
+    for name in ("index.md", "references.md"):
+        shutil.copy(HERE / name, SOURCE)
+    readme = (SOURCE / "README.md").read_text(encoding="utf-8")  # what leads to the playground leads to the front page
+    (SOURCE / "README.md").write_text(re.sub(TO_THE_PLAYGROUND, "](index.md)", readme), encoding="utf-8")
 
 
 def serve() -> None:

@@ -3,7 +3,9 @@
 import html
 import importlib.metadata
 import json
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from docutils import nodes
@@ -31,14 +33,24 @@ add_module_names = False
 mathjax_path = "tex-svg-full.js"  # one file, with every package of TeX in it: nothing is fetched
 mathjax3_config = {"tex": {"tags": "none"}, "options": {"enableMenu": False}}
 
+NOTEBOOK = r"(?<![\w.:/–−-])(?:0\d|D[1-9]|(?<=otebook )10)(?![\w/:–-]|\.\d)"
+MENTION = re.compile(rf"(?P<notebook>{NOTEBOOK})|(?P<equation>\([1-9]\d?\))|[“\"](?P<section>[^“”\"]+)[”\"]")
+equations: dict[str, set[str]] = {}  # by page: the numbers that its displays bear
+sections: dict[str, list[str]] = {}  # by title: where, as page#place
+
 
 def write_maths_plainly(app: Sphinx, doctree: nodes.document) -> None:
     """Hand displays over as they are: Sphinx would wrap them in `split`, where \\tag is an error."""
     for node in list(doctree.findall(nodes.math_block)):
         text = node.astext()
         shown = text if text.lstrip().startswith("\\begin{align") else f"\\[{text}\\]"
-        raw = f'<div class="math notranslate nohighlight">{html.escape(shown)}</div>'
+        numbers = set(re.findall(r"\\tag\{(\d+)\}", text)) - equations.setdefault(app.env.docname, set())
+        equations[app.env.docname] |= numbers
+        places = "".join(f'<span id="equation-{number}"></span>' for number in sorted(numbers))
+        raw = f'{places}<div class="math notranslate nohighlight">{html.escape(shown)}</div>'
         node.replace_self(nodes.raw("", raw, format="html"))
+    for section in doctree.findall(nodes.section):
+        sections.setdefault(section[0].astext(), []).append(f"{app.env.docname}#{section['ids'][0]}")
 
 
 def drop_links_to_folders(app: Sphinx, doctree: nodes.document) -> None:
@@ -61,6 +73,51 @@ def link_names(app: Sphinx, doctree: nodes.document) -> None:
         link = nodes.reference("", "", refuri=f"{target}#planar_helpers.{where[name][4:]}.{name}", internal=True)
         node.replace_self(link)
         link += node
+
+
+def link_mentions(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Make a link of each notebook, equation and section that the prose names: 03, Eq. (5), 04 (1), “Which m?”."""
+    pages = {path.name.split("_")[0]: path for path in Path(app.srcdir).rglob("*.ipynb")}
+    notebooks = {number: str(path.relative_to(app.srcdir).with_suffix("")) for number, path in pages.items()}
+    opener = re.search(NOTEBOOK, next((part.astext() for part in doctree.findall(nodes.paragraph)), ""))
+    silent = nodes.reference | pending_xref | nodes.title | nodes.literal | nodes.FixedTextElement | nodes.raw
+
+    def place(found: re.Match, before: str) -> str:
+        """Where a mention leads, as page#place; "" if nowhere."""
+        if found["notebook"]:
+            return notebooks.get(found["notebook"], "")
+        if found["section"]:
+            places = sections.get(found["section"], [])
+            own = [each for each in places if each.startswith(f"{page}#")]
+            return (own or places)[0] if len(own or places) == 1 else ""
+        if re.search(r"equations? $|equations \(\d+\) (and|to) $", before) or "Rezende" in before[-40:]:
+            return ""  # the paper's
+        other = re.search(rf"({NOTEBOOK})(?:['’]s)?,? (?:Eqs?\. )?$", before)
+        number = found["equation"].strip("()")
+        where = notebooks.get(other[1], "") if other else page
+        if not other and number not in equations.get(page, ()) and opener and "/deeper/" in page:
+            where = notebooks[opener[0]]  # of the notebook that this one stands beside
+        return f"{where}#equation-{number}" if number in equations.get(where, ()) else ""
+
+    def linked(text: nodes.Text) -> Iterator[nodes.Node]:
+        """The parts of a text, some of them links now."""
+        earlier = "".join(part.astext() for part in text.parent[: text.parent.index(text)])
+        end = 0
+        for found in MENTION.finditer(text):
+            where, _, anchor = place(found, earlier + text[: found.start()]).partition("#")
+            if where and (where != page or anchor):
+                to = app.builder.get_relative_uri(page, where) if where != page else ""
+                yield nodes.Text(text[end : found.start()])
+                end = found.end()
+                yield nodes.reference("", found[0], refuri=f"{to}#{anchor}" if anchor else to, internal=True)
+        yield nodes.Text(text[end:])
+
+    for text in list(doctree.findall(nodes.Text)):
+        above = text.parent
+        while above is not None and not isinstance(above, silent):
+            above = above.parent
+        if above is None and MENTION.search(text):
+            text.parent.replace(text, list(linked(text)))
 
 
 def offer_the_notebook(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
@@ -100,5 +157,6 @@ def setup(app: Sphinx) -> None:
     app.connect("doctree-read", write_maths_plainly)
     app.connect("doctree-read", drop_links_to_folders)
     app.connect("doctree-read", link_names)
+    app.connect("doctree-resolved", link_mentions)
     app.connect("html-page-context", offer_the_notebook)
     app.connect("build-finished", copy_notebooks)

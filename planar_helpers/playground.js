@@ -275,14 +275,14 @@ const EXAMPLES = {
   Slide: [() => flow([90, 1.5, 0, 1.7, 0]), "u lies along the line: the two sides slide past each other. The shape " +
     "bends, but no area changes."],
   Fold: [() => ({ ...flow([25, 1.5, -2.4, 0.5, 0]), constraint: "none" }), "u pushes too hard, and the plane folds: " +
-    "in the red region three points land on one place. A formula that follows one of them misses the others. With û " +
-    "on, nothing folds: it is the smallest change of u that forbids this."],
+    "in the red region three points land on one place. With û on, nothing folds: û is u, with the least change " +
+    "that forbids it."],
   Chain: [() => flow([90, 2.5, 1.2, 0, 0], [0, 1, 0, 1.5, 0], [0, 2.5, 1, 0, 0.5], [60, 1.2, -0.6, 0, 0.6]), "Four " +
     "steps, one after the other. Each bends what the one before it made. Choose a step, and take its handles."],
   Learn: [() => ({ ...flow(...Array(8).fill([0, 1, 0.01, 0, 0])), w: draws(8, "gaussian", random(5e6)), target: 2 }),
     "Nobody drags now: w, u and b of eight steps move downhill, so that the flow comes to cover the outlined target."],
 };
-const HELLO = "Points on the dashed line stay; on either side they are pushed along u or against it. Drag u, w, b.";
+const HELLO = "The dashed line stays; u pushes one side along, the other back. b moves the line, w turns it. Drag one.";
 const VIRIDIS = [[68, 1, 84], [71, 45, 123], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128],
   [94, 201, 98], [173, 220, 48], [253, 231, 37]];
 const RED = [255, 60, 60];

@@ -4,9 +4,11 @@
     python tests/browser_book.py index 03    the pages whose name holds one of these
 
 It fails if a formula shows an error or is left unrendered, if a request fails or leaves this machine, if a link of the
-book leads nowhere, if a search for "û" or a function finds nothing, if the playground or a folded answer does not open,
-or if a page scrolls sideways on a phone. The pages are read from their files, as after a double click; the search, from
-a server on loopback, too. A picture of each page, on a desktop, a phone, and in the dark, goes to build/browser/book/.
+book leads nowhere, if an equation that the text names is no link, if a search for "û", a function or a section finds
+nothing, if the playground or a folded answer does not open, if a page scrolls sideways on a phone or on paper, or if a
+text stands out from its ground by less than WCAG's level AA asks, in the light or in the dark. The pages are read from
+their files, as after a double click; the search, from a server on loopback, too. A picture of each page, on a desktop,
+a phone, and in the dark, and the core notebooks as PDFs, go to build/browser/book/.
 """
 
 import functools
@@ -31,6 +33,8 @@ VIEWS = {
     "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
     "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
 }
+SEARCHES = {"û": "03", "planar_inverse": "planar_inverse", "gallery": "gallery", "What does each step do": "04"}
+PLANE = "document.querySelector('.planar-plane').toDataURL()"
 MATHS_IS_SET = "window.MathJax?.startup?.promise?.then(() => true)"
 BAD_MATHS = """() => {
     const wrong = [...document.querySelectorAll('[data-mml-node=merror], mjx-merror')].map(e => 'error: ' +
@@ -43,6 +47,50 @@ BAD_MATHS = """() => {
 TOO_WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
     [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
         .slice(0, 3).map(e => e.tagName + '.' + e.className + ' ' + e.textContent.slice(0, 40))"""
+
+
+SIDES = ("top", "bottom", "left", "right")
+CUT_OFF = """() => [...document.querySelectorAll('article pre, article table, article .math, article img')].filter(e =>
+    e.checkVisibility() && (e.getBoundingClientRect().right > innerWidth + 2 ||
+        (e.scrollWidth > e.clientWidth + 2 && getComputedStyle(e).overflowX !== 'visible')))
+    .map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 50))"""
+FURNITURE = """() => ['.planar-playground', '.sidebar-drawer', '.toc-drawer', '.mobile-header', '.related-pages',
+    '.notebook-links', '.copybtn', '.content-icon-container', '.skip-to-content'].filter(name =>
+        [...document.querySelectorAll(name)].some(e => e.checkVisibility()))"""
+UNLINKED = """() => {
+    const numbers = new Set([...document.querySelectorAll('[id^=equation-]')].map(e => e.id.slice(9))), found = [];
+    const walker = document.createTreeWalker(document.querySelector('article'), NodeFilter.SHOW_TEXT);
+    for (let text; (text = walker.nextNode()); )
+        if (!text.parentElement.closest('a, code, pre, h1, h2, h3, mjx-container, script, style, .planar-playground'))
+            for (const mention of text.data.matchAll(/(equations? |Eqs?\\. )?\\(([1-9]\\d?)\\)/g))
+                if (numbers.has(mention[2]) && !mention[1]?.startsWith('equation'))
+                    found.push(text.data.slice(Math.max(0, mention.index - 20), mention.index + 10));
+    return found; }"""
+POOR_CONTRAST = """() => {
+    const pen = document.createElement('canvas').getContext('2d', { willReadFrequently: true }), known = {};
+    const read = (colour) => { pen.clearRect(0, 0, 1, 1); pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1);
+        return [...pen.getImageData(0, 0, 1, 1).data].map(c => c / 255); };
+    const rgba = (colour) => known[colour] ??= read(colour);
+    const over = (top, under) => under.map((c, i) => top[3] * top[i] + (1 - top[3]) * c);
+    const ground = (e) => e ? over(rgba(getComputedStyle(e).backgroundColor), ground(e.parentElement)) : [1, 1, 1];
+    const light = (colour) => [0.2126, 0.7152, 0.0722].reduce((sum, share, i) => sum + share * (
+        colour[i] <= 0.04045 ? colour[i] / 12.92 : ((colour[i] + 0.055) / 1.055) ** 2.4), 0);
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), seen = new Set(), poor = {};
+    let least = 21;
+    for (let text; (text = walker.nextNode()); ) {
+        const e = text.parentElement;
+        if (!text.data.trim() || seen.has(e) || !e.checkVisibility({ visibilityProperty: true, opacityProperty: true }))
+            continue;
+        seen.add(e);
+        const style = getComputedStyle(e), below = ground(e), size = parseFloat(style.fontSize);
+        const [a, b] = [light(over(rgba(style.color), below)), light(below)];
+        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        const asked = size >= 24 || (size >= 18.66 && style.fontWeight >= 700) ? 3 : 4.5;
+        least = Math.min(least, ratio);
+        const colours = `${style.color} on ${below.map(c => Math.round(255 * c))}`;
+        if (ratio < asked) poor[colours] = `${colours}, contrast ${ratio.toFixed(2)}: ${text.data.trim().slice(0, 40)}`;
+    }
+    return [least, Object.values(poor)]; }"""
 
 
 class Page(HTMLParser):
@@ -84,9 +132,10 @@ def broken_links(pages: list[Path]) -> Iterator[str]:
 def watched(context: Any) -> Any:
     """A page of that context, whose failed, foreign and erroneous doings are kept."""
     page = context.new_page()
+    page.set_default_timeout(120_000)  # a busy machine is not a broken book
     page.wrong = []
     page.on("pageerror", lambda error: page.wrong.append(f"script: {error}"))
-    page.on("requestfailed", lambda asked: page.wrong.append(f"failed: {asked.url[-80:]}"))
+    page.on("requestfailed", lambda asked: page.wrong.append(f"failed ({asked.failure}): {asked.url[-80:]}"))
     page.on(
         "request",
         lambda asked: (
@@ -100,7 +149,7 @@ def read_pages(browser: Any, pages: list[Path]) -> Iterator[str]:
     """Open each page on a desktop, a phone, and in the dark."""
     formulas = 0
     for name, view in VIEWS.items():
-        page = watched(browser.new_context(offline=True, **view))
+        page, lowest = watched(browser.new_context(offline=True, **view)), 21.0
         for path in pages:
             stem = str(path.relative_to(SITE).with_suffix("")).replace("/", "_")
             page.goto(path.as_uri())
@@ -109,19 +158,42 @@ def read_pages(browser: Any, pages: list[Path]) -> Iterator[str]:
             if name == "desktop":
                 formulas += page.locator("mjx-container").count()
                 yield from (f"{stem}: {line}" for line in page.evaluate(BAD_MATHS))
+                yield from (f"{stem}: no link: {line}" for line in page.evaluate(UNLINKED))
+            least, poor = page.evaluate(POOR_CONTRAST)
+            lowest = min(lowest, least)
+            yield from (f"{stem}, {name}: {line}" for line in poor)
             yield from (f"{stem}, {name}: wider than its screen: {line}" for line in page.evaluate(TOO_WIDE))
             page.screenshot(path=OUT / "book" / f"{stem}_{name}.png", full_page=name == "desktop")
             yield from (f"{stem}: {line}" for line in page.wrong)
             page.wrong.clear()
         page.context.close()
+        print(f"    {name}: {len(pages)} pages, the lowest contrast of a text {lowest:.1f}", flush=True)
     print(f"    {formulas} formulae on {len(pages)} pages")
+
+
+def print_pages(browser: Any, pages: list[Path]) -> Iterator[str]:
+    """Print the core notebooks: each fits the width of a page of A4, and nothing of the screen's furniture is left."""
+    page = watched(browser.new_context(offline=True, viewport={"width": 700, "height": 1000}))
+    page.emulate_media(media="print", color_scheme="light")
+    for path in (path for path in pages if re.match(r"\d\d_", path.name)):
+        page.goto(path.as_uri())
+        wait_until(lambda: page.evaluate(MATHS_IS_SET), 60, f"the maths of {path.stem}")
+        yield from (f"{path.stem} on paper: cut off: {line}" for line in page.evaluate(CUT_OFF))
+        yield from (f"{path.stem} on paper: {line}" for line in page.evaluate(FURNITURE))
+        printed = page.pdf(path=OUT / "book" / f"{path.stem}.pdf", format="A4", margin=dict.fromkeys(SIDES, "15mm"))
+        sheets = len(re.findall(rb"/Type\s*/Page\b", printed))
+        tall = page.evaluate("document.documentElement.scrollHeight") / 1000
+        print(f"    {path.stem}: {sheets} sheets", flush=True)
+        yield "" if sheets < 1.6 * tall + 3 else f"{path.stem}: {sheets} sheets, much of them empty"
+        yield from page.wrong
+    page.context.close()
 
 
 def search(page: Any, address: str, word: str) -> list[str]:
     """The titles that a search finds."""
     page.goto(f"{address}/search.html?q={word}")
-    page.wait_for_selector("#search-results ul.search li", timeout=20_000)
-    page.wait_for_timeout(1500)
+    page.wait_for_selector("#search-results ul.search li", timeout=60_000)
+    page.wait_for_load_state("networkidle")  # the excerpts: to leave before they are there would cancel them
     return page.locator("#search-results ul.search li > a").all_inner_texts()
 
 
@@ -139,7 +211,7 @@ def use_the_book(browser: Any) -> Iterator[str]:
     try:
         page = watched(browser.new_context(**VIEWS["desktop"]))
         for address in (SITE.as_uri(), f"http://127.0.0.1:{server.server_port}"):
-            for word, title in (("û", "03"), ("planar_inverse", "planar_inverse"), ("gallery", "gallery")):
+            for word, title in SEARCHES.items():
                 found = search(page, address, word)
                 print(f"    {address[:5]} search for {word}: {len(found)} found, first {found[:2]}")
                 if not any(title in one for one in found):
@@ -148,11 +220,31 @@ def use_the_book(browser: Any) -> Iterator[str]:
                 page.wrong.clear()  # a page may not read files: the search from a file shows no excerpts
         page.goto((SITE / "index.html").as_uri())
         page.wait_for_timeout(2500)
-        before = page.evaluate("document.querySelector('.planar-plane').toDataURL()")
+        before = page.evaluate(PLANE)
         page.get_by_role("button", name="Slide").click()
-        page.wait_for_timeout(2500)
-        if page.evaluate("document.querySelector('.planar-plane').toDataURL()") == before:
-            yield "the playground of the front page does not move"
+        wait_until(lambda: page.evaluate(PLANE) != before, 20, "the playground of the front page to move")
+        path, core = [], sorted(each.stem for each in (SITE / "notebooks").glob("[0-9]*.html"))
+        while len(path) < len(core):
+            page.locator(".related-pages a.next-page").click()
+            page.wait_for_load_state()
+            path.append(Path(page.url).stem)
+            if "of reading" not in page.locator("article").inner_text():
+                yield f"{path[-1]} does not say how long it takes"
+        if path != core:
+            yield f"who follows Next from the front page comes through {path}"
+        page.locator(".related-pages a.prev-page").click()
+        page.wait_for_load_state()
+        if Path(page.url).stem != core[-2]:
+            yield f"Previous leads from {core[-1]} to {page.url}"
+        page.goto(f"http://127.0.0.1:{server.server_port}/notebooks/{core[3]}.html")
+        with page.expect_download() as taken:
+            page.get_by_role("link", name="Download this notebook").click()
+        if taken.value.path().read_bytes() != (ROOT / "notebooks" / f"{core[3]}.ipynb").read_bytes():
+            yield "the notebook that one can download is not the committed one"
+        link = page.locator("article a[href='#equation-5']").first
+        link.click()
+        if not 0 <= page.locator("#equation-5 + .math, #equation-5 ~ .math").first.bounding_box()["y"] < 900:
+            yield "a link to an equation does not bring it into view"
         page.goto((SITE / "notebooks" / "03_u_hat_constraint.html").as_uri())
         if page.locator("details").count():
             page.locator("details > summary").first.click()
@@ -175,8 +267,10 @@ def main() -> int:
     start, wrong = time.monotonic(), []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), headless=True, args=CHROMIUM_ARGS)
-        for check in (broken_links(pages), read_pages(browser, pages), use_the_book(browser)):
-            for line in check:
+        for check in (
+            broken_links(pages), read_pages(browser, pages), print_pages(browser, pages), use_the_book(browser),
+        ):  # fmt: skip
+            for line in filter(None, check):
                 print(f"    WRONG: {line}", flush=True)
                 wrong.append(line)
         browser.close()

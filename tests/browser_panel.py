@@ -1,4 +1,4 @@
-"""Run notebooks in a real JupyterLab, in headless Chromium, and use the playground of notebook 02.
+"""Run notebooks in a real JupyterLab, in headless Chromium, and use their playgrounds.
 
     python tests/browser_panel.py              notebook 02 and its playground (`make browser`)
     python tests/browser_panel.py 03 05        these notebooks
@@ -213,7 +213,7 @@ def use_playground(page: Any, stem: str) -> list[str]:
             print(f"    u moved by {way}, new picture after {time.monotonic() - start:.2f} s")
         except TimeoutError:
             wrong.append(f"{way} left the picture as it was")
-    reader = page.locator(".jp-CodeCell:has-text('ladj on the line')").first
+    reader = page.locator(".jp-CodeCell:has-text('playground.w')").first
     old = reader.locator(".jp-OutputArea-output").inner_text()
     page.wait_for_timeout(500)
     reader.locator(".cm-content").click()

@@ -2,12 +2,15 @@
 
     python tests/browser_playground.py          all of it (`make browser`)
     python tests/browser_playground.py fit      the checks whose name holds this word
+    python tests/browser_playground.py --mutants    break one formula at a time, and see that a check fails
 
 It fails if a number of playground.js is not the package's, if a handle, a key, the fold, the fit or the link does not
 do what it should, if a phone scrolls sideways, or if pictures come too slowly. Nothing is fetched. Screenshots go to
 build/browser/. Needs Playwright and Chromium, as browser_panel.py.
 """
 
+import contextlib
+import io
 import itertools
 import math
 import sys
@@ -22,6 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from browser_panel import CHROMIUM_ARGS, OUT, find_chromium, wait_until  # noqa: E402  (a script, not a package)
+from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import sync_playwright
 
 from planar_helpers import planar, targets
@@ -33,6 +37,7 @@ DESKTOP, PHONE = {"width": 1100, "height": 900}, {"width": 390, "height": 844}
 NAMES = "constrainU, prepare, chain, preimages, logDensity, density, energy, logTarget, logMassOfTarget, BASES, " + (
     "lossAndGradient, draws, massOnOneBranch, fromHash"
 )
+MUTANT = ("", "")  # what is replaced, and by what, in the page that is tested
 torch.set_default_dtype(torch.float64)
 
 
@@ -51,7 +56,7 @@ def open_page(browser: Any, playground: Playground, screen: dict[str, int], hash
     head = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     # a module's names are its own: this copy hands some out
     hand_out = f"window.planar = {{ {NAMES} }};\nexport default"
-    text = playground.html().replace("export default", hand_out)
+    text = playground.html().replace("export default", hand_out).replace(*MUTANT)
     assert hand_out in text
     path.write_text(head + text, encoding="utf-8")
     page.goto(f"{path.as_uri()}{hash}")
@@ -91,11 +96,13 @@ def numbers_are_the_packages(browser: Any) -> Iterator[str]:
             const end = planar.chain(z0, steps);
             return { zK: end.z, ladj: end.ladj, uHat: p.w.map((w, k) => planar.constrainU(w, p.u[k], p.constraint).u),
                      log_qK: planar.logDensity(end.z, steps, log), elsewhere: planar.logDensity(z0, steps, log),
+                     half: p.w.length ? planar.chain(z0, planar.prepare(p, 0.5)) : null,
                      pixel: folds ? null : planar.density(...z0, steps, log) };
         })""",
         [{k: v if isinstance(v, str) else v.tolist() for k, v in one.items()} for one in sets],
     )
-    both = {name: ([], []) for name in ("z_K", "ladj", "û", "q_K at z_K", "log q_K at z_K", "q_K elsewhere")}
+    names = ("z_K", "ladj", "û", "half a step", "q_K at z_K", "log q_K at z_K", "q_K elsewhere")
+    both = {name: ([], []) for name in names}
     worst = 0.0
     for one, js in zip(sets, found, strict=True):
         z0, w, u, b, constraint = (one[name] for name in ("z0", "w", "u", "b", "constraint"))
@@ -117,7 +124,12 @@ def numbers_are_the_packages(browser: Any) -> Iterator[str]:
             both["q_K elsewhere"][0].append(math.exp(js["elsewhere"]))
             both["q_K elsewhere"][1].append(elsewhere)
             worst = max(worst, abs(js["pixel"] - elsewhere.item()) if elsewhere < 0.2 else 0.0)
-        for name, ours, theirs in (("z_K", js["zK"], zK), ("ladj", [js["ladj"]], ladj), ("û", js["uHat"], u_hat)):
+        pairs = [("z_K", js["zK"], zK), ("ladj", [js["ladj"]], ladj), ("û", js["uHat"], u_hat)]
+        if js["half"]:
+            z, half_ladj = planar.planar_step(z0, w[0], u_hat[0] / 2, b[0])
+            ours = [*js["half"]["z"], js["half"]["ladj"]]
+            pairs.append(("half a step", ours, torch.cat([z, half_ladj[None]])))
+        for name, ours, theirs in pairs:
             both[name][0].extend(torch.tensor(ours).flatten().tolist())
             both[name][1].extend(theirs.flatten().unbind())
     for name, (ours, theirs) in both.items():
@@ -348,7 +360,8 @@ def the_link_holds_the_state(browser: Any) -> Iterator[str]:
     page.wait_for_timeout(6500)
     state, link = state_of(page), page.locator(".planar a").get_attribute("href")
     other = open_page(browser, spread_of_one_step(), DESKTOP, hash=link)
-    yield "" if state_of(other) == state and len(state["b"]) == 4 else "the link does not lead to the same state"
+    same = state and state_of(other) == state and len(state["b"]) == 4
+    yield "" if same else "the link does not lead to the same state"
     page.mouse.move(0, 0)
     shown, again = (torch.tensor(p.evaluate(
         "[...document.querySelector('.planar-plane').getContext('2d').getImageData(0, 0, 400, 400).data]"
@@ -427,9 +440,55 @@ CHECKS: list[Callable[[Any], Iterator[str]]] = [
 ]  # fmt: skip
 
 
+# One change of playground.js each, of a text that stands there once, and the check that must notice it.
+MUTANTS: list[tuple[str, str, Callable[[Any], Iterator[str]]]] = [
+    ("\"paper\" ? s : s + LOG_E_MINUS_1", "\"none\" ? s : s + LOG_E_MINUS_1", numbers_are_the_packages),
+    ("1 / Math.E : 1 - 1 / Math.E", "1 / Math.E : 1 / Math.E", numbers_are_the_packages),
+    ("scale < 1e-120", "scale < 1e-2", numbers_are_the_packages),
+    ("h * h + slack / Math.cosh(a) ** 2", "1 + slack / Math.cosh(a) ** 2", numbers_are_the_packages),
+    ("ladj += Math.log(Math.abs(", "ladj -= Math.log(Math.abs(", numbers_are_the_packages),
+    ("slack: 1 + share * (slack - 1)", "slack", numbers_are_the_packages),
+    ("[...steps].reverse()", "[...steps]", numbers_are_the_packages),
+    ("scale *= h * h + slack * (1 - h * h)", "scale *= h * h + slack", numbers_are_the_packages),
+    ("logAddExp(sum, logBase(...p.z) - p.ladj)", "Math.max(sum, logBase(...p.z) - p.ladj)", folds_are_summed_over),
+    ("if (Math.abs(target) < top)", "if (Math.abs(target) < top / 2)", folds_are_summed_over),
+    ("half(x - 1, 0.6)", "half(x - 1, 0.5)", targets_and_gradients_are_the_packages),
+    ("- 4, 0) / 0.2", "- 4, 0) / 0.3", targets_and_gradients_are_the_packages),
+    ("(2 * (steps[k].slack - 1) * h)", "((steps[k].slack - 1) * h)", targets_and_gradients_are_the_packages),
+    ("along * (slope - 1)", "along * slope", targets_and_gradients_are_the_packages),
+    (">= best - 1e-6", ">= best - 1", mass_on_one_branch),
+    ("from, s.b[k])", "from.map((c) => c / 2), s.b[k])", handles_are_dragged),
+    ("setStep(k, w, s.u[k], -dot(w, anchors[k]))", "setStep(k, w, s.u[k], dot(w, anchors[k]))", handles_are_dragged),
+    ("const red = found.length > 1 ? 0.45 : 0", "const red = 0", the_fold_is_shown),
+    ("fine && named && K <= 32", "named && K <= 0", the_link_holds_the_state),
+]  # fmt: skip
+
+
+def unnoticed(browser: Any) -> Iterator[str]:
+    """Make each change in turn, and yield those with which its check still passes."""
+    global MUTANT
+    module = MODULE.read_text(encoding="utf-8")
+    for old, new, check in MUTANTS:
+        if module.count(old) != 1:
+            yield f"{old!r} stands {module.count(old)} times in {MODULE.name}"
+            continue
+        MUTANT = (old, new)
+        with contextlib.redirect_stdout(io.StringIO()):
+            try:
+                noticed = next(filter(None, check(browser)), "")
+            except (PlaywrightError, TimeoutError, ValueError) as error:  # it broke the page: noticed, too
+                noticed = str(error).splitlines()[0]
+        for context in browser.contexts:
+            context.close()
+        print(f"    {old!r} -> {new!r}: {noticed[:100] or 'NOT NOTICED'}", flush=True)
+        yield "" if noticed else f"{check.__name__} does not notice {old!r} -> {new!r}"
+    MUTANT = ("", "")
+
+
 def main() -> int:
     """Run the checks; return 1 if anything is wrong."""
     checks = [check for check in CHECKS if all(word in check.__name__ for word in sys.argv[1:])]
+    checks = [unnoticed] if sys.argv[1:] == ["--mutants"] else checks
     failed = 0
     OUT.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:

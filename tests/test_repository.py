@@ -75,7 +75,7 @@ def test_make_and_ci_call_the_same_commands() -> None:
     make = (ROOT / "Makefile").read_text(encoding="utf-8")
     workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
     assert "make PYTHON=python ${{ matrix.target }}" in workflow and "pip-audit" in workflow
-    assert re.findall(r"target: \[?(\w+)", workflow) == ["test", "mutants", "stress"]
+    assert re.findall(r"target: \[?([\w-]+)", workflow) == ["test", "mutants", "stress", "browser", "book-test"]
     assert 'python: ["3.11", "3.12", "3.13", "3.14"]' in workflow
     for target in (
         "figures",
