@@ -326,4 +326,14 @@ def test_a_number_may_be_pythons_own_or_numpys() -> None:
     check("A6.seeds_needed", lambda difference, deviation: np.int64(np.ceil(8 * (deviation / difference) ** 2)))
     check("A6.seeds_needed", lambda difference, deviation: math.ceil(8 * (deviation / difference) ** 2))
     says("A6.over_seeds", lambda runs, arm, quantity: tuple(torch.zeros(2)), "torch.float64, that of Python's numbers")
+    says(
+        "A6.seeds_needed",
+        lambda difference, deviation: 8 * (deviation / difference) ** 2,
+        "a number that is not rounded",
+    )
+    says(
+        "A6.over_seeds",
+        lambda runs, arm, quantity: (np.mean(v := [run[quantity] for run in runs]), np.std(v, ddof=1)),
+        "mean and deviation over all arms",
+    )
     says("A6.seeds_needed", lambda difference, deviation: True, "n must be a torch tensor, this is of type bool")
