@@ -156,6 +156,22 @@ def test_submissions_of_every_kind_are_graded_as_they_should_be(tmp_path: Path, 
     assert "points of perfect, A1-proof must be a number from 0 to 3, got '4'" in capsys.readouterr().err
 
 
+def test_what_comes_after_the_last_check_is_run_only_if_a_student_wrote_it(tmp_path: Path) -> None:
+    master = load(FOLDER / "solutions" / f"{STEM}.ipynb")
+    given = code("raise SystemError('given')")
+    given["metadata"]["nbgrader"] = {"grade": False, "grade_id": "A1-last", "locked": True, "schema_version": 3}
+    given["metadata"]["nbgrader"] |= {"solution": False, "task": False}
+    master["cells"].append(given | {"id": "A1-last"})
+    put(tmp_path / "masters", f"{STEM}.ipynb", master)
+    copy = release.student_copy(master)
+    put(tmp_path / "in", "as given/A1.ipynb", copy)
+    copy["cells"][-1]["source"] = "raise SystemError('mine')"
+    put(tmp_path / "in", "changed/A1.ipynb", copy)
+    run(tmp_path / "in", tmp_path / "out", "--masters", str(tmp_path / "masters"))
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in (tmp_path / "out").glob("feedback/A1/*.html")}
+    assert "SystemError" in pages["changed"] and "SystemError" not in pages["as given"]
+
+
 def write_marks(path: Path, lines: list[dict[str, str]]) -> None:
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))

@@ -337,6 +337,7 @@ def grade(submission: Submission, master: dict[str, Any], room: Room, limits: Li
     blank = {_identity(cell): source(cell).strip() for cell in copy}
     graded = {_identity(c): c for c in master["cells"] if c["metadata"].get("nbgrader", {}).get("grade")}
     tests = {name: source(c) for name, c in graded.items() if c["cell_type"] == "code"}
+    idle = list(blank)[max(list(blank).index(name) for name in tests) + 1 :]  # what only the student looks at
     cells = read(submission.path)["cells"]
     names = identified(cells, copy)
     texts = {name: source(cell) for name, cell in zip(names, cells, strict=True)}  # of two, the last
@@ -347,7 +348,7 @@ def grade(submission: Submission, master: dict[str, Any], room: Room, limits: Li
     try:
         person = room.start(limits, files)
         for number, (name, cell) in enumerate(zip(names, cells, strict=True), 1):
-            if cell.get("cell_type") != "code":
+            if cell.get("cell_type") != "code" or (name in idle and source(cell).strip() == blank[name]):
                 continue
             if name not in tests or source(cell).strip() != blank[name]:
                 answer = person.ask({"run": source(cell)})
