@@ -241,9 +241,12 @@ def use_the_book(browser: Any) -> Iterator[str]:
             page.get_by_role("link", name="Download this notebook").click()
         if taken.value.path().read_bytes() != (ROOT / "notebooks" / f"{core[3]}.ipynb").read_bytes():
             yield "the notebook that one can download is not the committed one"
-        link = page.locator("article a[href='#equation-5']").first
-        link.click()
-        if not 0 <= page.locator("#equation-5 + .math, #equation-5 ~ .math").first.bounding_box()["y"] < 900:
+        page.evaluate(MATHS_IS_SET)
+        page.locator("article a[href='#equation-5']").first.click()
+        shown = "0 < document.querySelector('#equation-5 + .math').getBoundingClientRect().y"
+        try:
+            wait_until(lambda: page.evaluate(f"{shown} && {shown[4:]} < innerHeight / 2"), 10, "the equation")
+        except TimeoutError:
             yield "a link to an equation does not bring it into view"
         page.goto((SITE / "notebooks" / "03_u_hat_constraint.html").as_uri())
         if page.locator("details").count():

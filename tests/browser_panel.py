@@ -215,11 +215,15 @@ def use_playground(page: Any, stem: str) -> list[str]:
             wrong.append(f"{way} left the picture as it was")
     reader = page.locator(".jp-CodeCell:has-text('playground.w')").first
     old = reader.locator(".jp-OutputArea-output").inner_text()
-    page.wait_for_timeout(500)
-    reader.locator(".cm-content").click()
-    page.keyboard.press("Shift+Enter")
+
+    def answered() -> bool:  # the drag may still be on its way to a busy kernel: ask again
+        reader.locator(".cm-content").click()
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_timeout(1000)
+        return reader.locator(".jp-OutputArea-output").inner_text() not in (old, "")
+
     try:
-        wait_until(lambda: reader.locator(".jp-OutputArea-output").inner_text() not in (old, ""), 20, "Python's answer")
+        wait_until(answered, 30, "Python's answer")
     except TimeoutError:
         wrong.append(f"u was dragged, and Python still says {old.strip()!r}")
     panel.screenshot(path=OUT / f"{stem}_playground_after.png")
