@@ -532,7 +532,7 @@ def test_two_sweeps_over_one_folder_and_a_reader_meanwhile(small_sweep: None, op
 
     def start() -> None:
         joblib.parallel_config(backend="sequential").__enter__()
-        sweep.joblib.parallel_config = lambda **_: nullcontext()  # one process each: two of them are the point
+        sweep.joblib.parallel_config = lambda *_, **__: nullcontext()  # one process each: two of them are the point
         start_in(open_folder, words)()
 
     def read() -> None:
