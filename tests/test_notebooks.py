@@ -67,6 +67,8 @@ def test_clean_for_committing(path: Path) -> None:
     assert set(notebook["metadata"]) == {"kernelspec", "language_info"}
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     assert notebook["metadata"]["language_info"] == {"name": "python"}
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids), "two cells have one id"
     for cell in notebook["cells"]:
         assert set(cell["metadata"]) <= {"tags", "alt"}
     stored = json.dumps([[source(cell), cell.get("outputs", [])] for cell in notebook["cells"]])
