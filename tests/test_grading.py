@@ -342,3 +342,25 @@ def test_a_folder_that_is_none_is_told(tmp_path: Path, capsys: Any) -> None:
 def test_the_master_itself_is_no_student_copy() -> None:
     master = load(FOLDER / "solutions" / f"{STEM}.ipynb")
     assert release.student_copy(master) != master
+
+
+def a_class(folder: Path, n: int) -> None:
+    """Write n submissions of A1, five kinds in turn, no two alike: to time a class."""
+    kinds: list[dict[str, Any]] = [
+        {}, {"only": ("A1-step", "A1-ladj")}, {"only": ()},
+        {"changes": {"A1-ladj": SIGN}}, {"changes": {"A1-step": WRONG}},
+    ]  # fmt: skip
+    for i in range(n):
+        notebook = filled(**kinds[i % len(kinds)])
+        notebook["cells"].append(code(f"mine = {i}"))
+        put(folder, f"student {i:03}/A1.ipynb", notebook)
+
+
+def test_a_made_class_is_graded_whole(tmp_path: Path) -> None:
+    a_class(tmp_path / "in", 5)
+    rows = run(tmp_path / "in", tmp_path / "out")
+    assert [rows[f"student {i:03}"]["total"] for i in range(5)] == [str(FULL), "6", "0", "4", "4"]
+
+
+if __name__ == "__main__":
+    a_class(Path(sys.argv[1]), int(sys.argv[2]))

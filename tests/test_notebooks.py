@@ -132,6 +132,8 @@ def test_the_core_of_08_is_read_in_twenty_minutes_or_so() -> None:
     marked = [i for i, cell in enumerate(cells) if "*Core, " in source(cell)]
     assert len(marked) == 3 and max(marked) < end
     assert restate.reading_minutes(cells[: end + 1]) <= 22
+    shown = {**cells[-1], "source": source(cells[-1]).partition("## Questions")[0]}
+    assert f"the answer, in {restate.reading_minutes([*cells[: end + 1], shown])} minutes" in source(cells[0])
 
 
 @each
