@@ -211,7 +211,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="stems or numbers, such as 07; all by default")
     parser.add_argument("--in-place", action="store_true", help="write back into notebooks/, for committing")
     parser.add_argument("--jobs", type=int, default=2, help="how many notebooks at a time (default 2)")
-    parser.add_argument("--record", action="store_true", help="record the minutes, as --in-place does at full budget")
+    parser.add_argument(
+        "--record", action="store_true", help="record the minutes, with runs/ empty, so that trainings count"
+    )
     parser.add_argument("--minutes", action="store_true", help="only state the recorded minutes where they are quoted")
     arguments = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
@@ -249,8 +251,9 @@ def main() -> int:
         print("\n".join([*lines, f"  (compared with {whose})"]))
         wrong += [f"{missed} stored numbers missed their tolerance"] * bool(missed)
     of_the_series = {path.stem: minutes[path.stem] for path in restate.series() if path.stem in minutes}
-    if (arguments.record or (arguments.in_place and full)) and of_the_series:
+    if arguments.record and of_the_series:
         restate.record(run.budget(), of_the_series, total, arguments.jobs)
+    if arguments.record or arguments.in_place:
         restate.main([])
     print(f"done in {total:.1f} minutes: {len(minutes)} of {len(paths)} notebooks, in {shown(target)}")
     for line in wrong:

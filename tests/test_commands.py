@@ -233,9 +233,10 @@ def test_the_lab_says_that_a_read_only_checkout_takes_no_copies(
     assert lab.main() == 1 and "my_notebooks/ cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize(("name", "wrong"), [("digits", []), ("MNIST", []), ("MNIST", ["a number missed"])])
-def test_in_place_is_for_mnist_and_states_the_minutes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, wrong: list[str]
+def test_in_place_is_for_mnist_and_records_minutes_only_when_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, wrong: list[str], recorded: bool
 ) -> None:
     done = []
     monkeypatch.setattr(data, "load_images", lambda: SimpleNamespace(name=name))
@@ -245,12 +246,12 @@ def test_in_place_is_for_mnist_and_states_the_minutes(
     monkeypatch.setattr(restate, "record", lambda *_: done.append("record"))
     monkeypatch.setattr(restate, "main", lambda _: done.append("restate"))
     monkeypatch.setenv("PLANAR_BUDGET", "full")
-    monkeypatch.setattr(sys, "argv", ["execute.py", "--in-place", "01"])
+    monkeypatch.setattr(sys, "argv", ["execute.py", "--in-place", "01", *["--record"] * recorded])
     code, lines = execute.main(), capsys.readouterr().err.splitlines()
     if name == "digits":
         assert code == 2 and done == [] and len(lines) == 1 and lines[0].startswith("MNIST is needed in place")
     else:
-        assert code == len(wrong) and done == ["run", "record", "restate"] and lines == wrong
+        assert code == len(wrong) and done == ["run", *["record"] * recorded, "restate"] and lines == wrong
 
 
 @pytest.fixture()
