@@ -32,7 +32,7 @@ DEFAULTS: Settings = {
     "epochs": 100, **FIT_DEFAULTS, "decoder": None, "seed": 0,
 }  # fmt: skip
 # draws of the ELBO, an image; images with parameters of their own; training images; importance samples where D ≠ 2
-DRAWS, OWN, SOME, SAMPLES = 50, 50, 2000, 2000
+DRAWS, OWN, SOME, SAMPLES = 50, 200, 2000, 2000
 
 
 def combinations(lists: dict[str, list[Any]]) -> list[Settings]:
@@ -169,7 +169,7 @@ def measure(model: PlanarVAE, images: Images) -> dict[str, dict[str, Any]]:
     """Return what is to be known of a trained model, on all test images and on the first 2 000 training images.
 
     For D = 2: the ELBO (mean of 50 draws), exact log p(x) and the gap, each as [mean, standard error over the images];
-    the gap's median and deciles, and the share of it that the worst 5 % of the images have; on the first 50 test
+    the gap's median and deciles, and the share of it that the worst 5 % of the images have; on the first 200 test
     images the approximation gap, from an ascent with the better of two starts. For other D, on the first 1 000 images
     of each, see `_importance`.
     """
