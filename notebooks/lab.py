@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,10 +64,13 @@ def main() -> int:
     }
     environment.pop("MPLBACKEND", None)  # each kernel shows its figures
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}", str(MINE / "00_start_here.ipynb")]
-    try:
-        return subprocess.run([*command, *sys.argv[1:]], env=environment, cwd=ROOT).returncode
-    except KeyboardInterrupt:
-        return 0
+    server = subprocess.Popen([*command, *sys.argv[1:]], env=environment, cwd=ROOT)
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # Ctrl-C reaches it by itself
+    while True:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:  # it asks what to do
+            continue
 
 
 if __name__ == "__main__":

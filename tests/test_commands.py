@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -210,16 +211,31 @@ def test_copies_for_the_lab_are_updated_until_they_are_edited(tmp_path: Path) ->
 def test_the_lab_opens_a_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     called = {}
 
-    def run(command: list[str], env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess:
-        called.update(command=command, env=env, cwd=cwd)
-        return subprocess.CompletedProcess(command, 0)
+    class Server:
+        def __init__(self, command: list[str], env: dict[str, str], cwd: Path) -> None:
+            called.update(command=command, env=env, cwd=cwd, waits=0)
+
+        def terminate(self) -> None:
+            called["terminated"] = True
+
+        def wait(self) -> int:
+            called["waits"] += 1
+            if called["waits"] == 1:
+                raise KeyboardInterrupt  # JupyterLab got it, too, and asks what to do
+            signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+            return 0
 
     monkeypatch.setattr(lab, "MINE", tmp_path)
-    monkeypatch.setattr(lab.subprocess, "run", run)
+    monkeypatch.setattr(lab.subprocess, "Popen", Server)
     monkeypatch.setattr(sys, "argv", ["lab.py"])
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.delenv("PLANAR_FIGURES")
-    assert lab.main() == 0
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert lab.main() == 0
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert called["waits"] == 2 and called["terminated"]
     assert called["command"][-1] == str(tmp_path / "00_start_here.ipynb") and Path(called["command"][-1]).is_file()
     assert "MPLBACKEND" not in called["env"] and called["cwd"] == ROOT
     assert Path(called["env"]["PLANAR_FIGURES"]) == ROOT / "build" / "my_figures", "never into the gallery"

@@ -192,6 +192,14 @@ def test_contributing_fits_a_screen_and_states_the_limits() -> None:
         assert word in text
 
 
+def test_each_mutant_still_changes_one_place_that_is_there() -> None:
+    """A text that was rewritten since would leave its guard untried."""
+    entries = json.loads((ROOT / "tests" / "mutants.json").read_text(encoding="utf-8"))
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in {entry["file"] for entry in entries}}
+    assert not [entry for entry in entries if entry["old"] and texts[entry["file"]].count(entry["old"]) != 1]
+    assert len(entries) > 190 and all((ROOT / entry["tests"].split()[0]).is_file() for entry in entries)
+
+
 def tracked() -> list[Path]:
     """Every text file of the project that is committed or would be."""
     listed = subprocess.run(
