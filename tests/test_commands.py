@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -290,7 +291,13 @@ def stubs(tmp_path: Path) -> Path:
 def make(root: Path, *words: str) -> list[str]:
     """The calls that make passes on, from a folder with a blank, under a user's own backend and search path."""
     notes = root / "notes.txt"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PLANAR_", "MAKE"))}
+    its_own = re.findall(r"^(\w+) \?=", (root / "Makefile").read_text(encoding="utf-8"), re.M)  # of an outer make's
+    assert "BUILD" in its_own
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PLANAR_", "MAKE")) and name not in its_own
+    }
     environment |= {"NOTES": str(notes), "MPLBACKEND": "Agg", "PYTHONPATH": "elsewhere"}
     done = subprocess.run(["make", "VENV=my env", *words], cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
