@@ -122,9 +122,9 @@ def show_contours(ax: Axes, z: Values, log_density: Values, colour: str, label: 
     ranked = np.sort(density.ravel())[::-1]
     mass = np.cumsum(ranked) / ranked.sum()
     levels = sorted({float(ranked[np.searchsorted(mass, share)]) for share in (0.9, 0.5)})
-    ax.contour(grid[..., 0], grid[..., 1], density, levels=levels, colors=colour, linewidths=1.4)
-    if label:
-        ax.plot([], [], color=colour, label=label)
+    for edge, width in {"white": 3.0, colour: 1.4}.items():  # on a white edge, to stand out on any colour
+        ax.contour(grid[..., 0], grid[..., 1], density, levels=levels, colors=edge, linewidths=width)
+    ax.plot([], [], color=colour, label=label)  # for a legend, which leaves out an empty label
 
 
 def show_posterior(

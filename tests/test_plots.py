@@ -45,6 +45,15 @@ def test_a_density_is_drawn_where_it_is() -> None:
     assert radius[0] == pytest.approx(sigma * np.sqrt(2 * np.log(2)), rel=0.1)  # 50 %
 
 
+def test_an_outline_stands_on_a_white_edge_and_only_a_label_is_in_the_legend() -> None:
+    fig, ax = plt.subplots()
+    plots.show_contours(ax, Z, LOG_P, "red", "q")
+    plots.show_contours(ax, Z, LOG_P, "white")  # has none
+    drawn = [(matplotlib.colors.to_hex(lines.get_edgecolor()[0]), lines.get_linewidth()[0]) for lines in ax.collections]
+    assert drawn == [("#ffffff", 3.0), ("#ff0000", 1.4), ("#ffffff", 1.4)]
+    assert ax.get_legend_handles_labels()[1] == ["q"]
+
+
 def test_a_grid_of_unequal_sides_is_drawn_where_it_is_and_a_turned_one_refused() -> None:
     z = torch.stack(torch.meshgrid(torch.linspace(0, 2, 5), torch.linspace(1, 2, 3), indexing="xy"), -1)  # (3, 5, 2)
     fig, ax = plt.subplots()
