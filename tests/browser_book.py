@@ -56,7 +56,7 @@ TOO_WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
 SIDES = ("top", "bottom", "left", "right")
 CUT_OFF = """() => [...document.querySelectorAll('article pre, article table, article .math, article img')].filter(e =>
     e.checkVisibility() && (e.getBoundingClientRect().right > innerWidth + 2 ||
-        (e.scrollWidth > e.clientWidth + 2 && getComputedStyle(e).overflowX !== 'visible')))
+        (e.clientWidth && e.scrollWidth > e.clientWidth + 2)))
     .map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 50))"""
 FURNITURE = """() => ['.planar-playground', '.sidebar-drawer', '.toc-drawer', '.mobile-header', '.related-pages',
     '.notebook-links', '.copybtn', '.content-icon-container', '.skip-to-content'].filter(name =>
