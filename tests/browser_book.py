@@ -110,7 +110,7 @@ class Page(HTMLParser):
         found = dict(attributes)
         self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
         self.links += [found[key] for key in ("href", "src") if found.get(key)]
-        if tag == "img" and not found.get("alt"):
+        if tag == "img" and re.fullmatch(r"(\S+\.\w+)?", found.get("alt") or ""):  # a file's name says nothing
             self.silent.append(found.get("src"))
 
 
