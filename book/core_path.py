@@ -13,7 +13,7 @@ from PIL import Image
 
 TITLE = "The planar flow: the core path"
 LEAD = """
-<p>Notebooks 00 to 07 and the core of 08, as executed, on one page to print or to keep as a PDF. Answers are at the end.</p>
+<p>Notebooks 00 to 07 and the core of 08, on one page to print or to keep as a PDF. Answers are at the end.</p>
 <p class="print-button"><button type="button" disabled onclick="print()">Print</button>
 <a href="index.html">Back to the book</a></p>
 <script>addEventListener("load", () => MathJax.startup.promise.then(() =>

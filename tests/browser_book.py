@@ -52,7 +52,8 @@ TOO_WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
     [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
         .slice(0, 3).map(e => e.tagName + '.' + e.className + ' ' + e.textContent.slice(0, 40))"""
 
-
+TOO_SMALL = """() => [...document.querySelectorAll('article img')].filter(e => e.checkVisibility() &&
+    e.naturalWidth > 1000 && e.getBoundingClientRect().width < 0.4 * e.naturalWidth).map(e => e.alt.slice(0, 40))"""
 SIDES = ("top", "bottom", "left", "right")
 CUT_OFF = """() => [...document.querySelectorAll('article pre, article table, article .math, article img')].filter(e =>
     e.checkVisibility() && (e.getBoundingClientRect().right > innerWidth + 2 ||
@@ -167,6 +168,8 @@ def read_pages(browser: Any, pages: list[Path]) -> Iterator[str]:
             lowest = min(lowest, least)
             yield from (f"{stem}, {name}: {line}" for line in poor)
             yield from (f"{stem}, {name}: wider than its screen: {line}" for line in page.evaluate(TOO_WIDE))
+            if name == "phone":
+                yield from (f"{stem}: letters too small on a phone: {line}" for line in page.evaluate(TOO_SMALL))
             page.screenshot(path=OUT / "book" / f"{stem}_{name}.png", full_page=name == "desktop" and stem != "print")
             yield from (f"{stem}: {line}" for line in page.wrong)
             page.wrong.clear()
@@ -192,7 +195,8 @@ def print_pages(browser: Any, pages: list[Path]) -> Iterator[str]:
         yield from (f"{file.name}: {line}" for line in breaks(file))
         tall = page.evaluate("document.documentElement.scrollHeight") / 1000
         print(f"    {path.stem}: {sheets[path.stem]} sheets", flush=True)
-        yield "" if sheets[path.stem] < 1.6 * tall + 3 else f"{path.stem}: {sheets[path.stem]} sheets, much of them empty"
+        if sheets[path.stem] > 1.6 * tall + 3:
+            yield f"{path.stem}: {sheets[path.stem]} sheets, much of them empty"
         yield from page.wrong
     page.context.close()
     parts = [count for stem, count in sheets.items() if re.match("0[0-7]_", stem)]
