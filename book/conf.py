@@ -154,8 +154,9 @@ def size_pictures(app: Sphinx, page: str, template: str, context: dict, doctree:
     for node in doctree.findall(nodes.image) if doctree else ():
         with Image.open(Path(app.srcdir) / next(iter(node["candidates"].values()))) as picture:
             width, height = picture.size
+            inches = width / picture.info.get("dpi", (150,))[0]
         source = f'src="{node["uri"]}"'
-        size = f' width="{width}" height="{height}"' + (f' style="--pixels: {width}"' if width > 1000 else "")
+        size = f' width="{width}" height="{height}"' + (f' style="--inches: {inches:.1f}"' if inches > 6.7 else "")
         context["body"] = re.sub(re.escape(source) + "(?! width)", source + size, context["body"])
 
 

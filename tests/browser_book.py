@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import unquote, urldefrag
 
 import pypdfium2
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from browser_panel import CHROMIUM_ARGS, OUT, ROOT, find_chromium, wait_until  # noqa: E402  (a script, not a package)
@@ -52,8 +53,8 @@ TOO_WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
     [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
         .slice(0, 3).map(e => e.tagName + '.' + e.className + ' ' + e.textContent.slice(0, 40))"""
 
-TOO_SMALL = """() => [...document.querySelectorAll('article img')].filter(e => e.checkVisibility() &&
-    e.naturalWidth > 1000 && e.getBoundingClientRect().width < 0.4 * e.naturalWidth).map(e => e.alt.slice(0, 40))"""
+FIGURES = """() => [...document.querySelectorAll('article img')].filter(e => e.checkVisibility())
+    .map(e => [e.src, e.getBoundingClientRect().width])"""
 SIDES = ("top", "bottom", "left", "right")
 CUT_OFF = """() => [...document.querySelectorAll('article pre, article table, article .math, article img')].filter(e =>
     e.checkVisibility() && (e.getBoundingClientRect().right > innerWidth + 2 ||
@@ -154,7 +155,7 @@ def read_pages(browser: Any, pages: list[Path]) -> Iterator[str]:
     """Open each page on a desktop, a phone, and in the dark."""
     formulas = 0
     for name, view in VIEWS.items():
-        page, lowest = watched(browser.new_context(offline=True, **view)), 21.0
+        page, lowest, smallest = watched(browser.new_context(offline=True, **view)), 21.0, 99.0
         for path in pages:
             stem = str(path.relative_to(SITE).with_suffix("")).replace("/", "_")
             page.goto(path.as_uri())
@@ -169,12 +170,18 @@ def read_pages(browser: Any, pages: list[Path]) -> Iterator[str]:
             yield from (f"{stem}, {name}: {line}" for line in poor)
             yield from (f"{stem}, {name}: wider than its screen: {line}" for line in page.evaluate(TOO_WIDE))
             if name == "phone":
-                yield from (f"{stem}: letters too small on a phone: {line}" for line in page.evaluate(TOO_SMALL))
+                for source, wide in page.evaluate(FIGURES):
+                    with Image.open(unquote(source.removeprefix("file://"))) as figure:
+                        letters = 10 / 72 * figure.info.get("dpi", (150,))[0] * wide / figure.size[0]
+                    smallest = min(smallest, letters)
+                    yield "" if letters > 7 else f"{stem}: letters of {letters:.1f} pixels on a phone: {source[-40:]}"
             page.screenshot(path=OUT / "book" / f"{stem}_{name}.png", full_page=name == "desktop" and stem != "print")
             yield from (f"{stem}: {line}" for line in page.wrong)
             page.wrong.clear()
         page.context.close()
         print(f"    {name}: {len(pages)} pages, the lowest contrast of a text {lowest:.1f}", flush=True)
+        if name == "phone":
+            print(f"    the smallest ten-point letters in a figure: {smallest:.1f} pixels", flush=True)
     print(f"    {formulas} formulae on {len(pages)} pages")
 
 
@@ -217,7 +224,7 @@ def breaks(file: Path) -> Iterator[str]:
                 yield f"sheet {number}: a split figure"
     for heading in document.get_toc():
         place = heading.get_dest()
-        if place.get_view()[1][1] < margin + 40:
+        if place.get_view()[1][1] < margin + 32:  # room for the heading, and for no line below it
             yield f"sheet {place.get_index() + 1}: a heading alone at the foot: {heading.get_title()}"
 
 
