@@ -80,10 +80,26 @@ def link_within(part: Tag, anchors: dict[str, set[str]]) -> None:
                 element[key] = f"{path}#{anchor}" if anchor else path
 
 
+def in_a_frame(path: Path, article: Tag) -> str:
+    """Put an article into the head, the styles and the maths of a notebook's page, and nothing else of it."""
+    page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    page.title.string = TITLE
+    for element in page.head.select("link[rel=next], link[rel=prev]"):
+        element.decompose()
+    mathjax = page.select_one("script[src*=tex-svg]")
+    settings = page.find("script", string=re.compile("window.MathJax"))
+    for element in page.head.find_all(href=True):
+        element["href"] = element["href"].removeprefix("../")
+    mathjax["src"] = mathjax["src"].removeprefix("../")
+    page.body.clear()
+    page.body.append(tag('<div class="content core-path"></div>'))
+    page.body.div.extend([article, settings, mathjax])
+    return str(page)
+
+
 def write(site: Path) -> None:
     """Write print.html into the built site."""
     paths = sorted((site / "notebooks").glob("0[0-8]_*.html"))
-    page = BeautifulSoup(paths[0].read_text(encoding="utf-8"), "html.parser")
     whole = tag('<article role="main"></article>')
     whole.append(tag(f"<h1>{TITLE}</h1>"))
     whole.extend(BeautifulSoup(LEAD, "html.parser").contents[:])
@@ -112,14 +128,4 @@ def write(site: Path) -> None:
         answers.extend([tag(f"<h2>{article.h1.get_text()}</h2>"), *found] if found else [])
     contents.append(tag('<li><a href="#answers">Answers</a></li>'))
     whole.extend([contents, *notebooks, answers])
-    page.title.string = TITLE
-    for element in page.head.select("link[rel=next], link[rel=prev]"):
-        element.decompose()
-    maths = page.find_all("script", string=re.compile("window.MathJax")) + page.select("script[src*=tex-svg]")
-    for element in page.head.find_all(attrs={"href": True}) + page.select("script[src*=tex-svg]"):
-        key = "href" if element.has_attr("href") else "src"
-        element[key] = element[key].removeprefix("../")
-    page.body.clear()
-    page.body.append(tag('<div class="content core-path"></div>'))
-    page.body.div.extend([whole, *maths])
-    (site / "print.html").write_text(str(page), encoding="utf-8")
+    (site / "print.html").write_text(in_a_frame(paths[0], whole), encoding="utf-8")
