@@ -130,7 +130,8 @@ def main() -> int:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         print("\n".join(project["optional-dependencies"]["book"]))
         return 0
-    from sphinx.cmd.build import build_main  # here, so that --packages needs none of them
+    import core_path  # here, so that --packages needs none of them
+    from sphinx.cmd.build import build_main
 
     stage()
     shutil.rmtree(SITE, ignore_errors=True)
@@ -138,6 +139,7 @@ def main() -> int:
     shutil.rmtree(doctrees, ignore_errors=True)
     code = build_main(["-W", "--keep-going", "-q", "-c", str(HERE), "-d", str(doctrees), str(SOURCE), str(SITE)])
     if code == 0:
+        core_path.write(SITE)
         print(f"the book: {(SITE / 'index.html').relative_to(ROOT)}")
         if arguments.serve:
             serve()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from docutils import nodes
+from PIL import Image
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 
@@ -51,6 +52,24 @@ def write_maths_plainly(app: Sphinx, doctree: nodes.document) -> None:
         node.replace_self(nodes.raw("", raw, format="html"))
     for section in doctree.findall(nodes.section):
         sections.setdefault(section[0].astext(), []).append(f"{app.env.docname}#{section['ids'][0]}")
+
+
+def describe_pictures(app: Sphinx, doctree: nodes.document) -> None:
+    """Give each figure, where it is drawn and in the gallery, the text that its cell holds for it."""
+    for cell in doctree.findall(lambda node: isinstance(node, nodes.container) and "cell_metadata" in node):
+        for picture in cell.findall(nodes.image):
+            picture["alt"] = cell["cell_metadata"].get("alt", "")
+    if app.env.docname == "figures/README":
+        texts = {}
+        for path in Path(app.srcdir).rglob("*.ipynb"):
+            names = []  # saved, and not shown yet
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+                names += re.findall(r'save_figure\(\w+, "(\w+)"', "".join(cell["source"]))
+                if "alt" in cell["metadata"]:
+                    texts |= dict.fromkeys(names, cell["metadata"]["alt"])
+                    names = []
+        for picture in doctree.findall(nodes.image):
+            picture["alt"] = texts.get(Path(picture["uri"]).stem, "")
 
 
 def drop_links_to_folders(app: Sphinx, doctree: nodes.document) -> None:
@@ -130,6 +149,17 @@ def offer_the_notebook(app: Sphinx, page: str, template: str, context: dict, doc
         context["body"] = f'<p class="notebook-links">{link}, and see {run}.</p>\n{context["body"]}'
 
 
+def size_pictures(app: Sphinx, page: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    """Say how large each picture is: the page does not jump while they load, and on a phone wide ones scroll."""
+    for node in doctree.findall(nodes.image) if doctree else ():
+        with Image.open(Path(app.srcdir) / next(iter(node["candidates"].values()))) as picture:
+            width, height = picture.size
+            inches = width / picture.info.get("dpi", (150,))[0]
+        source = f'src="{node["uri"]}"'
+        size = f' width="{width}" height="{height}"' + (f' style="--inches: {inches:.1f}"' if inches > 6.7 else "")
+        context["body"] = re.sub(re.escape(source) + "(?! width)", source + size, context["body"])
+
+
 def copy_notebooks(app: Sphinx, error: Exception | None) -> None:
     """Put the notebooks beside the pages."""
     if error is None:
@@ -155,8 +185,10 @@ def setup(app: Sphinx) -> None:
     app.set_html_assets_policy("always")
     app.connect("builder-inited", add_mathjax)
     app.connect("doctree-read", write_maths_plainly)
+    app.connect("doctree-read", describe_pictures)
     app.connect("doctree-read", drop_links_to_folders)
     app.connect("doctree-read", link_names)
     app.connect("doctree-resolved", link_mentions)
     app.connect("html-page-context", offer_the_notebook)
+    app.connect("html-page-context", size_pictures)
     app.connect("build-finished", copy_notebooks)

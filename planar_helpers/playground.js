@@ -269,18 +269,18 @@ function flow(...rows) {
 
 const EXAMPLES = {
   Spread: [() => flow([25, 2, 1.4, 0, 0]), "Points on the dashed line stay where they are. The two sides are pushed " +
-    "apart, along u and against it. Where space is stretched, the density falls. Drag u, w and b."],
-  Squeeze: [() => flow([25, 1.2, -0.7, 0, 0]), "Now u points against w: the two sides are pushed together, and along " +
-    "the line the density rises."],
+    "apart, one along u, one against it. Where space is stretched, the density falls. Drag u."],
+  Squeeze: [() => flow([25, 1.2, -0.7, 0, 0]), "Now u points the other way, against w: the two sides are pushed " +
+    "together, and along the line the density rises."],
   Slide: [() => flow([90, 1.5, 0, 1.7, 0]), "u lies along the line: the two sides slide past each other. The shape " +
-    "bends, but no area changes."],
+    "bends, but no area changes, so each point keeps its density."],
   Fold: [() => ({ ...flow([25, 1.5, -2.4, 0.5, 0]), constraint: "none" }), "u pushes too hard, and the plane folds: " +
-    "in the red region three points land on one place. With û on, nothing folds: û is u, with the least change " +
-    "that forbids it."],
+    "in the red region three points land on one place. Choose “û on”: then nothing folds. û is u, with the least " +
+    "change that forbids it."],
   Chain: [() => flow([90, 2.5, 1.2, 0, 0], [0, 1, 0, 1.5, 0], [0, 2.5, 1, 0, 0.5], [60, 1.2, -0.6, 0, 0.6]), "Four " +
-    "steps, one after the other. Each bends what the one before it made. Choose a step, and take its handles."],
+    "steps in a row, a flow. Each bends what the one before made. Choose one of the small pictures, and drag there."],
   Learn: [() => ({ ...flow(...Array(8).fill([0, 1, 0.01, 0, 0])), w: draws(8, "gaussian", random(5e6)), target: 2 }),
-    "Nobody drags now: w, u and b of eight steps move downhill, so that the flow comes to cover the outlined target."],
+    "Nobody drags now. Eight steps are trained: their w, u, b move bit by bit, so that the cloud fills the outline."],
 };
 const HELLO = "The dashed line stays; u pushes one side along, the other back. b moves the line, w turns it. Drag one.";
 const VIRIDIS = [[68, 1, 84], [71, 45, 123], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128],

@@ -8,7 +8,8 @@ book leads nowhere, if an equation that the text names is no link, if a search f
 nothing, if the playground or a folded answer does not open, if a page scrolls sideways on a phone or on paper, or if a
 text stands out from its ground by less than WCAG's level AA asks, in the light or in the dark. The pages are read from
 their files, as after a double click; the search, from a server on loopback, too. A picture of each page, on a desktop,
-a phone, and in the dark, and the core notebooks as PDFs, go to build/browser/book/.
+a phone, and in the dark, and the core notebooks as PDFs, each and all on one page, go to build/browser/book/. A sheet
+must show no figure split, nothing beyond its margins, and no heading alone at its foot.
 """
 
 import functools
@@ -23,9 +24,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urldefrag
 
+import pypdfium2
+from PIL import Image
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from browser_panel import CHROMIUM_ARGS, OUT, ROOT, find_chromium, wait_until  # noqa: E402  (a script, not a package)
 from playwright.sync_api import sync_playwright
+from pypdfium2.raw import FPDF_PAGEOBJ_IMAGE, FPDF_PAGEOBJ_TEXT
 
 SITE = ROOT / "build" / "book"
 VIEWS = {
@@ -48,11 +53,12 @@ TOO_WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
     [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
         .slice(0, 3).map(e => e.tagName + '.' + e.className + ' ' + e.textContent.slice(0, 40))"""
 
-
+FIGURES = """() => [...document.querySelectorAll('article img')].filter(e => e.checkVisibility())
+    .map(e => [e.src, e.getBoundingClientRect().width])"""
 SIDES = ("top", "bottom", "left", "right")
 CUT_OFF = """() => [...document.querySelectorAll('article pre, article table, article .math, article img')].filter(e =>
     e.checkVisibility() && (e.getBoundingClientRect().right > innerWidth + 2 ||
-        (e.scrollWidth > e.clientWidth + 2 && getComputedStyle(e).overflowX !== 'visible')))
+        (e.clientWidth && e.scrollWidth > e.clientWidth + 2)))
     .map(e => e.tagName + ' ' + e.textContent.trim().slice(0, 50))"""
 FURNITURE = """() => ['.planar-playground', '.sidebar-drawer', '.toc-drawer', '.mobile-header', '.related-pages',
     '.notebook-links', '.copybtn', '.content-icon-container', '.skip-to-content'].filter(name =>
@@ -106,7 +112,7 @@ class Page(HTMLParser):
         found = dict(attributes)
         self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
         self.links += [found[key] for key in ("href", "src") if found.get(key)]
-        if tag == "img" and not found.get("alt"):
+        if tag == "img" and re.fullmatch(r"(\S+\.\w+)?", found.get("alt") or ""):  # a file's name says nothing
             self.silent.append(found.get("src"))
 
 
@@ -149,7 +155,7 @@ def read_pages(browser: Any, pages: list[Path]) -> Iterator[str]:
     """Open each page on a desktop, a phone, and in the dark."""
     formulas = 0
     for name, view in VIEWS.items():
-        page, lowest = watched(browser.new_context(offline=True, **view)), 21.0
+        page, lowest, smallest = watched(browser.new_context(offline=True, **view)), 21.0, 99.0
         for path in pages:
             stem = str(path.relative_to(SITE).with_suffix("")).replace("/", "_")
             page.goto(path.as_uri())
@@ -163,30 +169,63 @@ def read_pages(browser: Any, pages: list[Path]) -> Iterator[str]:
             lowest = min(lowest, least)
             yield from (f"{stem}, {name}: {line}" for line in poor)
             yield from (f"{stem}, {name}: wider than its screen: {line}" for line in page.evaluate(TOO_WIDE))
-            page.screenshot(path=OUT / "book" / f"{stem}_{name}.png", full_page=name == "desktop")
+            if name == "phone":
+                for source, wide in page.evaluate(FIGURES):
+                    with Image.open(unquote(source.removeprefix("file://"))) as figure:
+                        letters = 10 / 72 * figure.info.get("dpi", (150,))[0] * wide / figure.size[0]
+                    smallest = min(smallest, letters)
+                    yield "" if letters > 7 else f"{stem}: letters of {letters:.1f} pixels on a phone: {source[-40:]}"
+            page.screenshot(path=OUT / "book" / f"{stem}_{name}.png", full_page=name == "desktop" and stem != "print")
             yield from (f"{stem}: {line}" for line in page.wrong)
             page.wrong.clear()
         page.context.close()
         print(f"    {name}: {len(pages)} pages, the lowest contrast of a text {lowest:.1f}", flush=True)
+        if name == "phone":
+            print(f"    the smallest ten-point letters in a figure: {smallest:.1f} pixels", flush=True)
     print(f"    {formulas} formulae on {len(pages)} pages")
 
 
 def print_pages(browser: Any, pages: list[Path]) -> Iterator[str]:
-    """Print the core notebooks: each fits the width of a page of A4, and nothing of the screen's furniture is left."""
-    page = watched(browser.new_context(offline=True, viewport={"width": 700, "height": 1000}))
+    """Print the core notebooks and the core path: all fits a page of A4, and the screen's furniture is gone."""
+    page = watched(browser.new_context(offline=True, viewport={"width": 680, "height": 1000}))
     page.emulate_media(media="print", color_scheme="light")
-    for path in (path for path in pages if re.match(r"\d\d_", path.name)):
+    sheets = {}
+    for path in (path for path in pages if re.match(r"\d\d_|print", path.name)):
         page.goto(path.as_uri())
-        wait_until(lambda: page.evaluate(MATHS_IS_SET), 60, f"the maths of {path.stem}")
-        yield from (f"{path.stem} on paper: cut off: {line}" for line in page.evaluate(CUT_OFF))
+        wait_until(lambda: page.evaluate(MATHS_IS_SET), 120, f"the maths of {path.stem}")
+        wide = page.evaluate(TOO_WIDE) + page.evaluate(CUT_OFF)
+        yield from (f"{path.stem} on paper: cut off: {line}" for line in wide)
         yield from (f"{path.stem} on paper: {line}" for line in page.evaluate(FURNITURE))
-        printed = page.pdf(path=OUT / "book" / f"{path.stem}.pdf", format="A4", margin=dict.fromkeys(SIDES, "15mm"))
-        sheets = len(re.findall(rb"/Type\s*/Page\b", printed))
+        file = OUT / "book" / f"{path.stem}.pdf"
+        page.pdf(path=file, format="A4", margin=dict.fromkeys(SIDES, "15mm"), tagged=True, outline=True)
+        sheets[path.stem] = len(pypdfium2.PdfDocument(file))
+        yield from (f"{file.name}: {line}" for line in breaks(file))
         tall = page.evaluate("document.documentElement.scrollHeight") / 1000
-        print(f"    {path.stem}: {sheets} sheets", flush=True)
-        yield "" if sheets < 1.6 * tall + 3 else f"{path.stem}: {sheets} sheets, much of them empty"
+        print(f"    {path.stem}: {sheets[path.stem]} sheets", flush=True)
+        if sheets[path.stem] > 1.6 * tall + 3:
+            yield f"{path.stem}: {sheets[path.stem]} sheets, much of them empty"
         yield from page.wrong
     page.context.close()
+    parts = [count for stem, count in sheets.items() if re.match("0[0-7]_", stem)]
+    if len(parts) == 8 and "print" in sheets and sheets["print"] < 0.95 * sum(parts):
+        yield f"the core path has {sheets['print']} sheets, its notebooks {sum(parts)}"
+
+
+def breaks(file: Path) -> Iterator[str]:
+    """What a PDF shows beyond its margins, which split figures do, too, and headings alone at the foot of a page."""
+    document, margin = pypdfium2.PdfDocument(file), 15 / 25.4 * 72
+    for number, sheet in enumerate(document, 1):
+        width, height = sheet.get_size()
+        for item in sheet.get_objects(filter=[FPDF_PAGEOBJ_TEXT, FPDF_PAGEOBJ_IMAGE]):
+            left, bottom, right, top = item.get_bounds()
+            if left < margin - 3 or right > width - margin + 3:
+                yield f"sheet {number}: cut off at the side"
+            if item.type == FPDF_PAGEOBJ_IMAGE and (bottom < margin - 3 or top > height - margin + 3):
+                yield f"sheet {number}: a split figure"
+    for heading in document.get_toc():
+        place = heading.get_dest()
+        if place.get_view()[1][1] < margin + 32:  # room for the heading, and for no line below it
+            yield f"sheet {place.get_index() + 1}: a heading alone at the foot: {heading.get_title()}"
 
 
 def search(page: Any, address: str, word: str) -> list[str]:
