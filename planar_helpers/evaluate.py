@@ -99,7 +99,8 @@ def own_posterior(
                 optimizer.zero_grad()
                 # only the images' own parameters move: no gradient is taken in the model's
                 (-elbo.mean(0).sum()).backward(inputs=own.tensors)
-                optimizer.step()
+                with torch.device("cpu"):  # where Adam's count of steps lies, whatever default device is in force
+                    optimizer.step()
                 scheduler.step()
     return own.detach()
 
