@@ -6,6 +6,7 @@ of Matplotlib and IPython, kernels, a search path, reaches no kernel.
 """
 
 import argparse
+import atexit
 import os
 import shutil
 import sys
@@ -21,7 +22,7 @@ import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -35,6 +36,7 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 KEPT = ("tags", "alt", "nbgrader")  # of a cell's metadata
 WIDGET = "application/vnd.jupyter.widget-view+json"
 OWN = "planar-kernel-"  # a kernel's temporary folder
+FAILED = (CellExecutionError, RuntimeError)  # the latter: a kernel that died, before its first answer or later
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 FIRST = ("08", "07", "00", "09", "04", "06")  # the longest first, so that side by side all end together
 
@@ -117,11 +119,12 @@ def execute(path: Path, progress: Progress, running: list[NotebookClient]) -> nb
         running.append(client)
         try:
             client.execute(env=surroundings(folder))
-        except (CellExecutionError, DeadKernelError) as error:
+        except FAILED as error:
             progress.say(name, f"failed after {time.monotonic() - start:.0f} s\n{error}", last=True)
             raise
         finally:
             running.remove(client)
+            atexit.unregister(client._cleanup_kernel)  # nbclient's own leaves a traceback for a kernel that never was
     clean(notebook)
     if figures_in(notebook) < before:
         progress.say(name, "failed: figures were lost", last=True)
@@ -190,7 +193,7 @@ def execute_all(paths: list[Path], target: Path, jobs: int) -> tuple[dict[str, f
         start = time.monotonic()
         try:
             notebook = execute(path, progress, running)
-        except (CellExecutionError, DeadKernelError):
+        except FAILED:
             wrong.append(f"{path.stem} failed")
         except Lost as error:
             wrong.append(str(error))

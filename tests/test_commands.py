@@ -16,10 +16,11 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "notebooks"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "notebooks")]
 import execute  # noqa: E402  (scripts, not a package)
 import lab  # noqa: E402
 import restate  # noqa: E402
+from processes import checkout  # noqa: E402
 
 from planar_helpers import data  # noqa: E402
 
@@ -112,6 +113,29 @@ def test_failures_lost_figures_and_missed_numbers_are_told_and_fail_the_command(
     assert "done in" in done.stdout and "1 of 3 notebooks" in done.stdout
     written = {path.name for path in (root / "build" / "notebooks").iterdir()}
     assert written == {"01_line.ipynb"}, "only what ran to its end is written"
+
+
+DIES = """
+import os, sys
+if "ipykernel_launcher" in sys.orig_argv:
+    with open(os.environ["BORN"], "a") as born:
+        born.write("x")
+    if os.path.getsize(os.environ["BORN"]) == 2:
+        os._exit(1)
+"""
+
+
+def test_a_kernel_that_dies_before_its_first_answer_or_later_fails_its_notebook_alone(tmp_path: Path) -> None:
+    root = checkout(
+        tmp_path / "course", {"01_runs": ("print(1)",), "02_stillborn": ("1",), "03_dies": ("import os\nos._exit(1)",)}
+    )
+    (tmp_path / "sitecustomize.py").write_text(DIES, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "BORN": str(tmp_path / "born")}
+    command = [sys.executable, str(root / "notebooks" / "execute.py"), "--jobs", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.split("\n")[:2] == ["02_stillborn failed", "03_dies failed"], done
+    assert done.stdout.count("Kernel died") == 2 and "Traceback" not in done.stdout + done.stderr, done
+    assert "1 of 3 notebooks" in done.stdout
 
 
 def test_progress_is_told_notebook_by_notebook_and_cell_by_cell(monkeypatch: pytest.MonkeyPatch) -> None:
