@@ -14,7 +14,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 
 project = "planar_helpers: the planar-flow VAE, derived, trained and measured"
-copyright = "Prose: CC BY 4.0. Code: MIT."  # noqa: A001  (Sphinx's name)
+copyright = "the authors. Prose: CC BY 4.0. Code: MIT."  # noqa: A001  (Sphinx's name)
 extensions = ["myst_nb", "sphinx_copybutton"]
 html_theme = "furo"
 html_title = "The planar flow"

@@ -275,12 +275,12 @@ const EXAMPLES = {
   Slide: [() => flow([90, 1.5, 0, 1.7, 0]), "u lies along the line: the two sides slide past each other. The shape " +
     "bends, but no area changes, so each point keeps its density."],
   Fold: [() => ({ ...flow([25, 1.5, -2.4, 0.5, 0]), constraint: "none" }), "u pushes too hard, and the plane folds: " +
-    "in the red region three points land on one place. Choose “û on”: then nothing folds. û is u, with the least " +
-    "change that forbids it."],
+    "in the red region three points land on one place. Choose “û on” below: û is u, " +
+    "moved along w so far that no step can fold."],
   Chain: [() => flow([90, 2.5, 1.2, 0, 0], [0, 1, 0, 1.5, 0], [0, 2.5, 1, 0, 0.5], [60, 1.2, -0.6, 0, 0.6]), "Four " +
-    "steps in a row, a flow. Each bends what the one before made. Choose one of the small pictures, and drag there."],
+    "steps in a row, a flow. Each bends what the one before made. Choose a small picture below, and drag there."],
   Learn: [() => ({ ...flow(...Array(8).fill([0, 1, 0.01, 0, 0])), w: draws(8, "gaussian", random(5e6)), target: 2 }),
-    "Nobody drags now. Eight steps are trained: their w, u, b move bit by bit, so that the cloud fills the outline."],
+    "Eight steps are trained: their w, u, b move bit by bit, so that the cloud comes to fill the outline. Watch a minute."],
 };
 const HELLO = "The dashed line stays; u pushes one side along, the other back. b moves the line, w turns it. Drag one.";
 const VIRIDIS = [[68, 1, 84], [71, 45, 123], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128],
@@ -440,7 +440,7 @@ function render({ model, el }) {
     const { w, u, b } = flow([(67 * s.b.length + 25) % 180, 2, 0.8, 0, 0]);
     if (s.b.length < 16) set({ w: [...s.w, ...w], u: [...s.u, ...u], b: [...s.b, ...b], t: null });
   });
-  const removeStep = button("Remove it", () => {
+  const removeStep = button("Remove this step", () => {
     stop();
     const [w, u, b] = [s.w, s.u, s.b].map((rows) => rows.filter((_, k) => k !== active()));
     anchors.splice(active(), 1);
@@ -448,7 +448,7 @@ function render({ model, el }) {
   });
   const lossText = h("p");
   const lossLine = h("canvas", { class: "planar-loss", height: 92, width: 640, hidden: "", "aria-hidden": "true" });
-  const link = h("a", { title: "Copy this link: it holds what you see" }, "Link to this");
+  const link = h("a", { title: "Copy this link: it holds what you see" }, "Link to this picture");
   const tour = Object.keys(EXAMPLES).map((name) => button(name, () => takeExample(name)));
   const row = (...children) => h("div", { class: "planar-row" }, ...children);
   const root = h("div", { class: "planar" }, row(...tour), caption, h("div", { class: "planar-body" },
@@ -507,7 +507,7 @@ function render({ model, el }) {
       fit.losses.push(0.98 * (fit.losses.at(-1) ?? found.loss) + 0.02 * found.loss);
     }
     set({ w, u, b });
-    lossText.textContent = `KL(q ‖ target) ≈ ${show(fit.losses.at(-1))} nats, ${fit.losses.length} steps`;
+    lossText.textContent = `${fit.losses.length} rounds; distance to the target: KL ≈ ${show(fit.losses.at(-1))} nats`;
     lossLine.hidden = false;
     const ink = lossLine.getContext("2d");
     ink.reset();
@@ -612,7 +612,7 @@ function render({ model, el }) {
   }
 
   function showProbe(steps, z) {
-    probeText.textContent = "Point at the plane, or tap it: where does what lies there come from?";
+    probeText.textContent = "Point at the picture, or tap it: where did that point come from?";
     if (!z) return;
     const found = preimages(z, steps);
     const terms = found.map((p) => Math.exp(BASES[s.base](...p.z) - p.ladj));
@@ -659,7 +659,7 @@ function render({ model, el }) {
     if (!K) return void (status.textContent = "No step: what goes in comes out.");
     const [w, u, b, before] = [showPoint(s.w[k]), showPoint(s.u[k]), show(s.b[k]), dot(s.w[k], s.u[k])];
     status.textContent = `Step ${k + 1} of ${K}: w = ${w}, u = ${u}, b = ${b}; wᵀu = ${show(before)}. ` +
-      (s.constraint !== "none" ? `With û it is ${show(steps[k].slack - 1)} > −1: nothing folds, whatever u is.`
+      (s.constraint !== "none" ? `û makes it ${show(steps[k].slack - 1)}: above −1 no step folds.`
         : before > -1 ? "It is above −1: this step does not fold." : "It is not above −1: the plane folds.");
     if (resting && status.className) status.textContent +=
       ` Follow one branch, and you have at best ${show(100 * massOnOneBranch(steps, BASES[s.base]), 0)} % of the mass.`;

@@ -339,7 +339,7 @@ def fitting_lowers_the_loss(browser: Any) -> Iterator[str]:
     first = float(text.inner_text().split("≈ ")[1].split(" nats")[0])
     page.wait_for_timeout(500)
     page.screenshot(path=OUT / "playground_fit_begins.png")
-    wait_until(lambda: "3000 steps" in text.inner_text(), 90, "the fit to end")
+    wait_until(lambda: "3000 rounds" in text.inner_text(), 90, "the fit to end")
     last = float(text.inner_text().split("≈ ")[1].split(" nats")[0].replace("−", "-"))
     state = state_of(page)
     page.screenshot(path=OUT / "playground_fit.png")
