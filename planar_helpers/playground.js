@@ -280,7 +280,7 @@ const EXAMPLES = {
   Chain: [() => flow([90, 2.5, 1.2, 0, 0], [0, 1, 0, 1.5, 0], [0, 2.5, 1, 0, 0.5], [60, 1.2, -0.6, 0, 0.6]), "Four " +
     "steps in a row, a flow. Each bends what the one before made. Choose a small picture below, and drag there."],
   Learn: [() => ({ ...flow(...Array(8).fill([0, 1, 0.01, 0, 0])), w: draws(8, "gaussian", random(5e6)), target: 2 }),
-    "Eight steps are trained: their w, u, b move bit by bit, so that the cloud comes to fill the outline. Watch a minute."],
+    "Eight steps are trained: their w, u, b move bit by bit, until the cloud fills the outline. Watch."],
 };
 const HELLO = "The dashed line stays; u pushes one side along, the other back. b moves the line, w turns it. Drag one.";
 const VIRIDIS = [[68, 1, 84], [71, 45, 123], [59, 82, 139], [44, 114, 142], [33, 145, 140], [40, 174, 128],
