@@ -334,7 +334,7 @@ def fitting_lowers_the_loss(browser: Any) -> Iterator[str]:
     """Press Learn; the KL divergence falls, the result follows the target; Python measures it on a grid."""
     page = open_page(browser, spread_of_one_step(), DESKTOP)
     page.get_by_role("button", name="Learn").click()
-    text = page.get_by_text("KL(q ‖ target)")
+    text = page.get_by_text("distance to the target")
     text.wait_for(timeout=5000)
     first = float(text.inner_text().split("≈ ")[1].split(" nats")[0])
     page.wait_for_timeout(500)

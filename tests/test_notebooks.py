@@ -71,6 +71,10 @@ def test_clean_for_committing(path: Path) -> None:
     assert len(set(ids)) == len(ids), "two cells have one id"
     for cell in notebook["cells"]:
         assert set(cell["metadata"]) <= {"tags", "alt"}
+        pictures = [
+            kind for one in cell.get("outputs", []) for kind in one.get("data", {}) if kind.startswith("image/")
+        ]
+        assert not pictures or cell["metadata"].get("alt"), f"a picture without a text in its place:\n{source(cell)}"
     stored = json.dumps([[source(cell), cell.get("outputs", [])] for cell in notebook["cells"]])
     assert not re.search(
         r"(?<![\w.:/])/(?:home|root|work|tmp|Users|usr|opt)/", re.sub(r'"image/png": "[^"]*"', "", stored)
