@@ -124,7 +124,7 @@ def execute(path: Path, progress: Progress, running: list[NotebookClient]) -> nb
             raise
         finally:
             running.remove(client)
-            atexit.unregister(client._cleanup_kernel)  # nbclient's own leaves a traceback for a kernel that never was
+            atexit.unregister(client._cleanup_kernel)  # it prints a traceback for a kernel that never answered
     clean(notebook)
     if figures_in(notebook) < before:
         progress.say(name, "failed: figures were lost", last=True)
