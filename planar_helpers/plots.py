@@ -28,7 +28,7 @@ from planar_helpers.results import STYLE
 
 COLOURS = {"q0": "#2a6fb0", "qK": "#e07b00", "target": "#7a7a7a", "hyperplane": "#222222", "failure": "#c62828"}
 MODEL = {  # each part, what it gives, and the ELBO's term that is read off there
-    "encoder": ("$h$\n(B, 500)", ""),
+    "encoder": ("hidden\n(B, 500)", ""),
     "heads": ("$\\mu, \\log\\sigma^2$ (B, D)\n$w, u$ (B, K, D)\n$b$ (B, K)", ""),
     "draw": ("$z_0$\n(B, D)", "$-\\log q_0(z_0)$"),
     "chain": ("$z_K$\n(B, D)", "$+\\Sigma\\,$ladj"),

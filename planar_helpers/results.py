@@ -72,9 +72,9 @@ def save_numbers(
         value, tolerance, *error = (float(number) for number in given)
         if not (all(map(math.isfinite, (value, tolerance, *error))) and tolerance > 0 and min(error, default=0) >= 0):
             raise ValueError(f"{label!r} must be finite, with a positive tolerance and no negative error, got {given}")
-        entries[label] = {"value": round(value, 4), "tolerance": tolerance}
+        entries[label] = {"value": round(value, 6), "tolerance": tolerance}
         if error:
-            entries[label]["error"] = round(error[0], 4)
+            entries[label]["error"] = round(error[0], 6)
     content = {
         "settings": {"data": data, "budget": budget(), **settings, "command": "make figures BUDGET=full"},
         "numbers": entries,

@@ -80,8 +80,8 @@ def test_numbers_are_kept_with_their_tolerance_and_error() -> None:
     path = results.save_numbers("07_x", numbers, "MNIST", seed=0)
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["numbers"] == {
-        "ELBO": {"value": -1.2346, "tolerance": 0.5},
-        "gap": {"value": 2.0, "tolerance": 0.1, "error": 0.0123},
+        "ELBO": {"value": -1.23456, "tolerance": 0.5},
+        "gap": {"value": 2.0, "tolerance": 0.1, "error": 0.012345},
     }
     assert content["settings"]["data"] == "MNIST" and content["settings"]["seed"] == 0
     assert content["settings"]["budget"] == "quick"
